@@ -1,0 +1,1 @@
+"""The write side: what happens in the pool becomes a Go execution trace."""

@@ -1,0 +1,424 @@
+/* The coordinator's thread: the advance, the gathering and the queue to the reader.
+ *
+ *   loop      wait for pipes, the parent's queue, requests or the next advance; feed what belongs to the open
+ *             generation, hold what is newer, throw away what is older (its bytes were taken from the arena)
+ *   advance   1. read the clock, store the new generation, then move every word on: the words are listed after
+ *                the store, under the registry's lock
+ *             2. drain the pipes and the queue
+ *             3. take from the arena what is left of the block at which each M was switched
+ *             4. close generation n: tables, and for header 1.26 its end
+ *             5. open n+1 with the statuses in which the streams ended; feed what was held
+ *
+ * n+1 is not advanced before n was read, except to stop.  The thread never takes the GIL, so nobody's Python code can
+ * delay it.
+ */
+#include "coord_internal.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/eventfd.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+struct coordinator c = {.wake = -1, .lock = PTHREAD_MUTEX_INITIALIZER};
+
+/* ---- the advance ---- */
+static uint64_t resident(uint64_t pid) {
+    char path[64], line[128];
+    snprintf(path, sizeof path, "/proc/%llu/statm", (unsigned long long)pid);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return 0;
+    ssize_t n = read(fd, line, sizeof line - 1);
+    close(fd);
+    if (n <= 0) return 0;
+    line[n] = 0;
+    unsigned long long size, rss;
+    return sscanf(line, "%llu %llu", &size, &rss) == 2 ? rss * (uint64_t)sysconf(_SC_PAGESIZE) : 0;
+}
+
+static struct gen_info gen_info(uint64_t before) {
+    struct timespec wall;
+    clock_gettime(CLOCK_REALTIME, &wall);
+    struct gen_info info = {.before = before, .wall_sec = (uint64_t)wall.tv_sec, .wall_nsec = (uint64_t)wall.tv_nsec,
+                            .limit = c.limit, .rss = resident((uint64_t)getpid())};
+    for (uint32_t i = 0; i < c.n; i++)
+        if (c.slots[i]->kind == KIND_WORKER) info.rss += resident(LOAD(&c.slots[i]->entry->m));
+    return info;
+}
+
+/* Stores the generation, then moves every word.  Returns the clock before the store. */
+static uint64_t switch_all(uint32_t gen, bool on) {
+    uint64_t before = now_ns();
+    STORE(&registry.head->gen, make_word(gen, on, 0));
+    pthread_mutex_lock(&registry.lock);
+    list_slots();
+    pthread_mutex_unlock(&registry.lock);
+    for (uint32_t i = 0; i < c.n; i++) {
+        struct entry *e = c.slots[i]->entry;
+        uint64_t word = LOAD(&e->word);
+        c.finals[i] = 0;
+        while (word_gen(word) != gen)
+            if (CAS(&e->word, &word, make_word(gen, on, PT_STATE_UNSET))) {
+                c.finals[i] = word;
+                break;
+            }
+    }
+    return before;
+}
+
+/* The word at which an M left generation gen, or 0 when it was not there. */
+static uint64_t final_word(uint32_t i, uint32_t gen, bool on) {
+    struct entry *e = c.slots[i]->entry;
+    uint64_t word = c.finals[i];
+    if (!word) word = LOAD(on ? &e->left[gen & 1] : &e->left_off);
+    return word_gen(word) == gen && word_on(word) == on ? word : 0;
+}
+
+static void gather(uint32_t gen) {
+    for (uint32_t i = 0; i < c.npipes; i++) drain(c.pipes[i], 1 << 30);
+    take_queue();
+    for (uint32_t i = 0; i < c.n; i++) {
+        uint64_t word = final_word(i, gen, true);
+        uint32_t pos = word_pos(word);
+        if (word && pos && pos <= PT_BLOCK) take(c.slots[i], word_block(word), c.slots[i]->entry->buffer[gen & 1], pos);
+    }
+}
+
+/* Closes the open generation; on: opens the next one, else the trace is over. */
+static void advance(bool on) {
+    uint32_t gen = c.merge.gen, next = gen_next(gen);
+    uint64_t before = switch_all(next, on);
+    gather(gen);
+    merge_close(&c.merge, c.slots, c.n);
+    pthread_mutex_lock(&c.lock);
+    c.chunks_closed = c.chunks;
+    c.advances++;
+    if (c.out) { /* what follows begins a chunk of its own, so that "n was read" can be told */
+        struct chunk *last = (struct chunk *)((char *)c.out_tail - offsetof(struct chunk, next));
+        last->cap = last->len;
+    }
+    pthread_cond_broadcast(&c.cond);
+    pthread_mutex_unlock(&c.lock);
+    if (!on) {
+        c.merge.end_time = before;
+        return;
+    }
+    struct gen_info info = gen_info(before);
+    merge_open(&c.merge, next, &info, c.slots, c.n);
+    take_held();
+}
+
+/* The state in which each worker's stream ended goes into its word, for the next start. */
+static void put_states(uint32_t gen) {
+    for (uint32_t i = 0; i < c.n; i++) {
+        struct slot *s = c.slots[i];
+        struct mst *m = s->m;
+        if (s->kind != KIND_WORKER || !m) continue;
+        uint32_t state = m->gs == GS_RUNNING ? PT_STATE_RUN | ((uint32_t)m->g & PT_UNIT_MASK) : PT_STATE_IDLE;
+        uint64_t unset = make_word(gen, false, PT_STATE_UNSET);
+        CAS(&s->entry->word, &unset, make_word(gen, false, state)); /* unless the worker has said something since */
+    }
+}
+
+static void end_accounts(void) {
+    for (uint32_t i = 0; i < c.n; i++) {
+        struct mst *m = c.slots[i]->m;
+        if (!m) continue;
+        struct pst *p = p_get(&c.merge, m->p);
+        uint64_t from = c.slots[i]->opened > c.merge.begin_time ? c.slots[i]->opened : c.merge.begin_time;
+        if (p && m->kind == KIND_WORKER && c.merge.end_time > from) p->life += c.merge.end_time - from;
+        if (p && m->kind == KIND_WORKER && m->gs == GS_RUNNING && c.merge.end_time > m->unit_begin)
+            p->unit += c.merge.end_time - m->unit_begin;
+        c.merge.lost_events += LOAD(&c.slots[i]->entry->lost);
+        free(m->out.buf);
+        free(m->strs);
+        free(m->stks);
+        free(m->regions);
+        free(m);
+        c.slots[i]->m = NULL;
+    }
+}
+
+/* ---- the loop ---- */
+static void serve_gone(void) {
+    pthread_mutex_lock(&c.lock);
+    struct slot *s = c.gone && !c.gone->done ? c.gone->slot : NULL;
+    const char *lost = s ? c.gone->lost : NULL;
+    pthread_mutex_unlock(&c.lock);
+    if (!s) return;
+    pthread_mutex_lock(&registry.lock);
+    list_slots();
+    pthread_mutex_unlock(&registry.lock);
+    struct in_pipe *p = pipe_of(s);
+    if (p) drain(p, 1 << 30);
+    uint64_t word = LOAD(&s->entry->word);
+    uint32_t gen = word_gen(word), pos = word_pos(word);
+    if (word_on(word) && gen == c.merge.gen && pos && pos <= PT_BLOCK)
+        take(s, word_block(word), s->entry->buffer[gen & 1], pos);
+    struct mst *m = merge_add(&c.merge, s);
+    if (m) merge_close_m(&c.merge, m, now_ns(), lost, lost ? strlen(lost) : 0);
+    forget_slot(s);
+    pthread_mutex_lock(&c.lock);
+    c.gone->done = true;
+    pthread_cond_broadcast(&c.cond);
+    pthread_mutex_unlock(&c.lock);
+}
+
+static int poll_timeout(bool due_blocked) {
+    if (due_blocked) return 100; /* the reader wakes us */
+    uint64_t now = now_ns();
+    if (c.next_advance <= now) return 0;
+    uint64_t ms = (c.next_advance - now + 999999) / 1000000;
+    return ms > 1000 ? 1000 : (int)ms;
+}
+
+static void poll_once(int timeout) {
+    struct pollfd *fds = malloc((c.npipes + 1) * sizeof *fds);
+    if (!fds) return;
+    fds[0] = (struct pollfd){.fd = c.wake, .events = POLLIN};
+    for (uint32_t i = 0; i < c.npipes; i++) fds[i + 1] = (struct pollfd){.fd = c.pipes[i]->slot->pipe, .events = POLLIN};
+    if (poll(fds, c.npipes + 1, timeout) > 0) {
+        uint64_t count;
+        if (fds[0].revents && read(c.wake, &count, sizeof count) < 0) count = 0;
+        for (uint32_t i = 0; i < c.npipes; i++) {
+            if (fds[i + 1].revents & POLLIN) drain(c.pipes[i], 16);
+            else if (fds[i + 1].revents) { /* all writers are gone; the rest comes with coord_gone */
+                drain(c.pipes[i], 1 << 30);
+                if (c.pipes[i]->slot->pipe >= 0) close(c.pipes[i]->slot->pipe);
+                c.pipes[i]->slot->pipe = -1;
+            }
+        }
+    }
+    free(fds);
+}
+
+/* The exchange of the words shows as a stop of the world on the thread that starts the trace. */
+static void start_range(struct slot *starter, uint64_t before, uint64_t after) {
+    struct mst *m = starter->m;
+    struct str *kind = str_get(&c.merge, (const uint8_t *)"start trace", 11);
+    if (!m || !kind) return;
+    out_event(&c.merge, &m->out, GoSTWBegin, before, (uint64_t[]){str_use(&c.merge, kind), 0}, 2);
+    out_event(&c.merge, &m->out, GoSTWEnd, after, NULL, 0);
+}
+
+static void *coordinator(void *arg) {
+    (void)arg;
+    c.merge.coord.m = (uint64_t)syscall(SYS_gettid);
+    struct gen_info info = gen_info(c.start_before);
+    merge_open(&c.merge, c.merge.gen, &info, c.slots, c.n);
+    start_range(c.starter, c.start_before, c.start_after);
+    bool stop = false;
+    while (!stop) {
+        take_queue();
+        serve_gone();
+        pthread_mutex_lock(&registry.lock);
+        bool news = c.list_serial != registry.serials;
+        list_slots();
+        pthread_mutex_unlock(&registry.lock);
+        if (news) merge_slots(&c.merge, now_ns(), c.slots, c.n);
+        pthread_mutex_lock(&c.lock);
+        bool was_read = c.chunks_read >= c.chunks_closed;
+        bool due = now_ns() >= c.next_advance || c.advances_wanted > c.advances;
+        stop = c.stop;
+        pthread_mutex_unlock(&c.lock);
+        if (stop) break;
+        if (due && was_read) {
+            advance(true);
+            c.next_advance = now_ns() + c.period;
+        }
+        poll_once(poll_timeout(due && !was_read));
+    }
+    advance(false);
+    c.merge.over = true;
+    c.merge.gen = gen_next(c.merge.gen); /* nothing is newer now */
+    put_states(c.merge.gen);
+    pthread_mutex_lock(&c.lock);
+    c.accepting = false;
+    pthread_mutex_unlock(&c.lock);
+    take_held();
+    take_queue(); /* threads that ended meanwhile */
+    serve_gone();
+    end_accounts();
+    pthread_mutex_lock(&c.lock);
+    c.stopped = true;
+    pthread_cond_broadcast(&c.cond);
+    pthread_mutex_unlock(&c.lock);
+    return NULL;
+}
+
+/* ---- from Python's side ---- */
+static struct stk *named_stack(const struct named_unit *u) {
+    struct merge *g = &c.merge;
+    struct stk_frame frame = {
+        .function = str_get(g, (const uint8_t *)u->function, (uint32_t)u->function_len),
+        .file = str_get(g, (const uint8_t *)u->file, (uint32_t)u->file_len),
+        .line = u->line,
+    };
+    return frame.function && frame.file ? stk_get(g, &frame, 1) : NULL;
+}
+
+/* The whole id of a unit from the 31 bits that fit into a word: the one nearest below the newest id. */
+static uint64_t whole_id(uint32_t low) {
+    uint64_t newest = LOAD(&next_g), id = (newest & ~(uint64_t)PT_UNIT_MASK) | low;
+    return id > newest ? id - PT_UNIT_MASK - 1 : id;
+}
+
+/* What every M does at the instant of the switch. */
+static void first_states(const struct coord_options *o, uint32_t off_gen) {
+    for (uint32_t i = 0; i < c.n; i++) {
+        struct slot *s = c.slots[i];
+        struct mst *m = merge_add(&c.merge, s);
+        uint32_t state = word_state(final_word(i, off_gen, false));
+        if (!m) continue;
+        if (s == o->starter) merge_running(&c.merge, m, o->starter_g, named_stack(&o->start));
+        if (s->kind != KIND_WORKER || !(state & PT_STATE_RUN)) continue;
+        uint64_t unit = whole_id(state & PT_UNIT_MASK);
+        struct stk *start = NULL;
+        for (uint32_t k = 0; k < o->n_units && !start; k++)
+            if (o->units[k].g == unit) start = named_stack(&o->units[k]);
+        merge_running(&c.merge, m, unit, start);
+    }
+}
+
+static void reset(void) {
+    merge_free(&c.merge);
+    free(c.slots);
+    free(c.finals);
+    free(c.pipes);
+    c.slots = NULL;
+    c.finals = NULL;
+    c.pipes = NULL;
+    c.n = c.cap = c.npipes = 0;
+    c.list_serial = 0;
+    c.held = NULL;
+    c.held_tail = &c.held;
+    c.queue = NULL;
+    c.queue_tail = &c.queue;
+    c.stop = c.stopped = c.accepting = false;
+    c.advances = c.advances_wanted = 0;
+    c.gone = NULL;
+    for (struct chunk *k = c.out, *next; k; k = next) {
+        next = k->next;
+        free(k);
+    }
+    c.out = NULL;
+    c.out_tail = &c.out;
+    c.out_bytes = c.chunks = c.chunks_read = c.chunks_closed = 0;
+}
+
+static int start_thread(void) {
+    sigset_t all, old;
+    sigfillset(&all); /* the program's signals are not ours */
+    pthread_sigmask(SIG_SETMASK, &all, &old);
+    int err = pthread_create(&c.thread, NULL, coordinator, NULL);
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    return err;
+}
+
+int coord_start(const struct coord_options *o) {
+    pthread_condattr_t attr;
+    reset();
+    if (c.wake < 0 && (c.wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) < 0) return errno;
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(&c.cond, &attr);
+    pthread_condattr_destroy(&attr);
+    c.period = o->period;
+    c.limit = o->limit;
+    c.merge.header = o->header;
+    c.merge.sink = sink;
+    c.merge.coord_p = p_alloc();
+    c.merge.nobody.m = NO_M;
+    uint32_t off_gen = word_gen(LOAD(&registry.head->gen)), first = gen_next(off_gen);
+    STORE(&registry.head->first_gen, first);
+    c.merge.first_gen = first;
+    c.accepting = true;
+    uint64_t before = switch_all(first, true);
+    c.merge.gen = first;
+    c.merge.begin_time = c.merge.gen_time = before;
+    merge_header(&c.merge);
+    first_states(o, off_gen);
+    c.next_advance = before + o->period;
+    c.starter = o->starter;
+    c.start_before = before;
+    c.start_after = now_ns();
+    int err = start_thread();
+    if (err != 0) { /* as if it had never been */
+        switch_all(gen_next(first), false);
+        c.accepting = false;
+        end_accounts();
+        p_free(c.merge.coord_p);
+        return err;
+    }
+    c.started = true;
+    return 0;
+}
+
+void coord_stop_request(void) {
+    pthread_mutex_lock(&c.lock);
+    c.stop = true;
+    pthread_mutex_unlock(&c.lock);
+    wake();
+}
+
+bool coord_stopped(uint64_t wait_ns) {
+    uint64_t deadline = now_ns() + wait_ns;
+    pthread_mutex_lock(&c.lock);
+    while (!c.stopped && wait_until(deadline)) {}
+    bool stopped = c.stopped;
+    pthread_mutex_unlock(&c.lock);
+    return stopped;
+}
+
+void coord_join(void) {
+    if (!c.started) return;
+    pthread_join(c.thread, NULL);
+    c.started = false;
+    p_free(c.merge.coord_p);
+    close(c.wake);
+    c.wake = -1;
+}
+
+bool coord_advance(uint64_t wait_ns) {
+    uint64_t deadline = now_ns() + wait_ns;
+    pthread_mutex_lock(&c.lock);
+    uint64_t wanted = c.advances + 1;
+    if (c.advances_wanted < wanted) c.advances_wanted = wanted;
+    wake();
+    while (c.advances < wanted && !c.stopped && wait_until(deadline)) {}
+    bool done = c.advances >= wanted;
+    pthread_mutex_unlock(&c.lock);
+    return done;
+}
+
+bool coord_gone(struct slot *s, const char *lost) {
+    struct gone request = {.slot = s, .lost = lost};
+    pthread_mutex_lock(&c.lock);
+    while (c.gone && c.accepting) pthread_cond_wait(&c.cond, &c.lock);
+    bool ok = c.accepting;
+    if (ok) {
+        c.gone = &request;
+        wake();
+        while (!request.done) pthread_cond_wait(&c.cond, &c.lock);
+        c.gone = NULL;
+        pthread_cond_broadcast(&c.cond);
+    }
+    pthread_mutex_unlock(&c.lock);
+    return ok;
+}
+
+struct merge *coord_merge(void) { return &c.merge; }
+
+/* The child of a fork has neither the thread nor its locks; what it holds open is closed. */
+void coord_after_fork(void) {
+    pthread_mutex_t fresh = PTHREAD_MUTEX_INITIALIZER;
+    c.lock = fresh;
+    if (c.wake >= 0) close(c.wake);
+    c.wake = -1;
+    c.started = c.accepting = false;
+    c.stopped = true;
+}

@@ -1,0 +1,71 @@
+/* What the emit functions share: who may write, what an event refers to, and its definitions. */
+#ifndef POOLTRACE_EMIT_H
+#define POOLTRACE_EMIT_H
+
+#include <Python.h>
+
+#include "intern.h"
+#include "writer.h"
+
+extern PyTypeObject TicketType;
+extern PyMethodDef thread_methods[], unit_methods[];
+
+extern int in_emit; /* GIL: tables are emptied only between emits */
+
+static inline bool head_on(const struct head *h) { return h && word_on(LOAD((au64 *)&h->gen)); }
+
+static inline bool is_worker(const struct writer *w) { return w && w->kind == KIND_WORKER && w->entry; }
+
+/* The writer of this thread if it can write now, NULL otherwise. */
+static inline struct writer *ready(void) {
+    struct writer *w = tls_writer;
+    if (!w || !w->entry) return NULL;
+    if (w->kind == KIND_THREAD && w->epoch != registry.epoch) return NULL;
+    return head_on(w->head) ? w : NULL;
+}
+
+static inline bool is_in(const struct writer *w) {
+    return w->in_first != 0 && w->in_first == LOAD(&w->head->first_gen);
+}
+
+/* A parent thread that is in the trace and runs, NULL otherwise.  A signal handler that interrupts a wait of its thread
+ * finds it blocked: what it does there is not recorded (a unit that it submits is then created where it starts). */
+static inline struct writer *ready_in(void) {
+    struct writer *w = ready();
+    return w && w->kind == KIND_THREAD && is_in(w) && w->blocked != w->in_first ? w : NULL;
+}
+
+/* What an event refers to. */
+struct refs {
+    struct string *name;  /* owned or NULL */
+    stack_t_ *stack;      /* owned or NULL */
+    stack_t_ *start;      /* owned or NULL */
+};
+
+/* define.c.  Arguments: 0, or -1 with an exception set. */
+int arg_count(Py_ssize_t given, Py_ssize_t wanted, const char *name);
+int arg_uint(PyObject *o, uint64_t *out);
+int arg_stack(PyObject *o, bool take, stack_t_ **out); /* new reference in *out: a Stack; None: NULL, or the stack of now */
+int open_with(struct writer *w, struct event *ev, size_t need, const struct refs *r, bool in);
+
+static inline uint64_t id_of(stack_t_ *s) { return s ? stack_id(s) : 0; }
+
+static inline void refs_free(struct refs *r) {
+    string_unref(r->name);
+    Py_XDECREF(r->stack);
+    Py_XDECREF(r->start);
+}
+
+static inline void emit_begin(void) {
+    if (in_emit++ == 0) intern_trim();
+}
+static inline PyObject *emit_done(struct refs *r, bool failed) {
+    in_emit--;
+    refs_free(r);
+    if (failed) return NULL;
+    Py_RETURN_NONE;
+}
+
+#define FAST(name, function, doc) {name, (PyCFunction)(void (*)(void))function, METH_FASTCALL, doc}
+
+#endif

@@ -1,0 +1,304 @@
+/* Emit functions for threads of the parent: coming in, submitting, waiting, jobs.
+ *
+ * Each is cheap when no trace is on (a load and a branch), and never raises for what the tracer could not do: only a
+ * wrong argument is an error.  An emit may be nested in another one (a collector callback while a stack is taken).
+ */
+#include "emit.h"
+
+/* ---- ids and handles ---- */
+static PyObject *new_g(PyObject *m, PyObject *unused) {
+    (void)m, (void)unused;
+    return PyLong_FromUnsignedLongLong(atomic_fetch_add(&next_g, 1));
+}
+static PyObject *new_task(PyObject *m, PyObject *unused) {
+    (void)m, (void)unused;
+    return PyLong_FromUnsignedLongLong(atomic_fetch_add(&next_task, 1));
+}
+static PyObject *new_p(PyObject *m, PyObject *unused) {
+    (void)m, (void)unused;
+    return PyLong_FromUnsignedLongLong(p_alloc());
+}
+static PyObject *free_p(PyObject *m, PyObject *arg) {
+    (void)m;
+    uint64_t p;
+    if (arg_uint(arg, &p) < 0) return NULL;
+    p_free(p);
+    Py_RETURN_NONE;
+}
+static PyObject *enabled(PyObject *m, PyObject *unused) {
+    (void)m, (void)unused;
+    struct writer *w = tls_writer;
+    return PyBool_FromLong(head_on(is_worker(w) ? w->head : registry.head));
+}
+static PyObject *take_stack(PyObject *m, PyObject *const *args, Py_ssize_t n) {
+    (void)m;
+    uint64_t skip = 0;
+    if (n > 1) return arg_count(n, 1, "stack"), NULL;
+    if (n == 1 && arg_uint(args[0], &skip) < 0) return NULL;
+    emit_begin();
+    PyObject *s = (PyObject *)stack_here(skip > 1000 ? 1000 : (int)skip);
+    in_emit--;
+    return s;
+}
+static PyObject *make_frame(PyObject *m, PyObject *const *args, Py_ssize_t n) {
+    (void)m;
+    if (arg_count(n, 3, "frame") < 0) return NULL;
+    long line = PyLong_AsLong(args[2]);
+    if (line == -1 && PyErr_Occurred()) return NULL;
+    emit_begin();
+    PyObject *s = (PyObject *)stack_made(args[0], args[1], line);
+    in_emit--;
+    return s;
+}
+
+/* ---- threads of the parent ---- */
+static PyObject *enter(PyObject *m, PyObject *unused) {
+    (void)m, (void)unused;
+    struct writer *w = tls_writer;
+    if (is_worker(w)) Py_RETURN_FALSE;
+    if (!w && !(w = writer_get())) return PyErr_NoMemory();
+    w->depth++;
+    if (!head_on(registry.head)) Py_RETURN_FALSE;
+    if (!writer_valid(w) && !writer_register(w)) Py_RETURN_FALSE;
+    if (is_in(w)) Py_RETURN_TRUE;
+    uint64_t g = atomic_fetch_add(&next_g, 1), first;
+    struct event ev;
+    do {
+        if (!writer_open(w, &ev, 32)) Py_RETURN_FALSE;
+        first = LOAD(&w->head->first_gen);
+        *ev.p++ = OP_ENTER;
+        ev.p = put_varint(ev.p, ev.dt);
+        ev.p = put_varint(ev.p, g);
+    } while (!writer_publish(w, &ev));
+    w->in_first = first;
+    w->starter = false; /* of an older trace, if at all */
+    w->blocked = 0;
+    w->g = g;
+    w->seq = 1;
+    w->seq_gen = ev.gen;
+    Py_RETURN_TRUE;
+}
+
+static PyObject *leave(PyObject *m, PyObject *unused) {
+    (void)m, (void)unused;
+    struct writer *w = tls_writer;
+    if (!w || is_worker(w)) Py_RETURN_NONE;
+    if (w->depth > 0) w->depth--;
+    if (w->depth > 0 || !ready_in() || w->starter) Py_RETURN_NONE;
+    struct event ev;
+    do {
+        if (!writer_open(w, &ev, 32) || !is_in(w)) Py_RETURN_NONE;
+        *ev.p++ = OP_LEAVE;
+        ev.p = put_varint(ev.p, ev.dt);
+    } while (!writer_publish(w, &ev));
+    w->in_first = 0;
+    Py_RETURN_NONE;
+}
+
+static PyObject *go_create(PyObject *m, PyObject *const *args, Py_ssize_t n) {
+    (void)m;
+    if (arg_count(n, 3, "go_create") < 0) return NULL;
+    struct writer *w = ready_in();
+    if (!w) return PyLong_FromLong(0);
+    struct refs r = {0};
+    struct event ev;
+    uint64_t g;
+    uint32_t gen = 0;
+    emit_begin();
+    bool failed = arg_uint(args[0], &g) < 0 || arg_stack(args[1], false, &r.start) < 0 ||
+                  arg_stack(args[2], true, &r.stack) < 0;
+    if (!failed) {
+        do {
+            gen = 0;
+            if (!open_with(w, &ev, 64, &r, true)) break;
+            *ev.p++ = OP_CREATE;
+            ev.p = put_varint(ev.p, ev.dt);
+            ev.p = put_varint(ev.p, g);
+            ev.p = put_varint(ev.p, id_of(r.start));
+            ev.p = put_varint(ev.p, id_of(r.stack));
+            gen = ev.gen;
+        } while (!writer_publish(w, &ev));
+    }
+    in_emit--;
+    refs_free(&r);
+    return failed ? NULL : PyLong_FromUnsignedLong(gen);
+}
+
+/* A wait under way.  Exactly one of waker and waiter sets `done`; the GIL makes that a plain exchange. */
+typedef struct {
+    PyObject_HEAD
+    uint64_t first, g;          /* the trace and its G there */
+    uint32_t block_gen, seq;    /* generation of the block; sequenced events of G before it in that generation */
+    uint32_t unblock_gen, unblock_seq;
+    bool done;                  /* GoUnblock was written, or is the waiter's own business */
+} ticket_t;
+
+PyTypeObject TicketType = {
+    PyVarObject_HEAD_INIT(NULL, 0)
+    .tp_name = "pooltrace.tracer.Ticket",
+    .tp_basicsize = sizeof(ticket_t),
+    .tp_flags = Py_TPFLAGS_DEFAULT,
+    .tp_doc = "A wait that is under way, from go_block to go_resume.",
+};
+
+static PyObject *go_block(PyObject *m, PyObject *const *args, Py_ssize_t n) {
+    (void)m;
+    if (arg_count(n, 2, "go_block") < 0) return NULL;
+    struct writer *w = ready_in();
+    if (!w) Py_RETURN_NONE;
+    struct refs r = {0};
+    struct event ev;
+    emit_begin();
+    ticket_t *ticket = NULL;
+    if ((r.name = string_of(args[0])) && arg_stack(args[1], true, &r.stack) == 0) ticket = PyObject_New(ticket_t, &TicketType);
+    bool failed = !ticket, written = false;
+    while (ticket && open_with(w, &ev, 48, &r, true)) {
+        *ev.p++ = OP_BLOCK;
+        ev.p = put_varint(ev.p, ev.dt);
+        ev.p = put_varint(ev.p, string_id(r.name));
+        ev.p = put_varint(ev.p, id_of(r.stack));
+        if ((written = writer_publish(w, &ev))) break;
+    }
+    in_emit--;
+    refs_free(&r);
+    if (failed) return NULL;
+    if (!written) {
+        Py_DECREF(ticket);
+        Py_RETURN_NONE;
+    }
+    w->blocked = w->in_first;
+    ticket->first = w->in_first;
+    ticket->g = w->g;
+    ticket->block_gen = ev.gen;
+    ticket->seq = w->seq_gen == ev.gen ? w->seq : 0; /* a new generation's status begins the count anew */
+    ticket->unblock_gen = ticket->unblock_seq = 0;
+    ticket->done = false;
+    return (PyObject *)ticket;
+}
+
+static PyObject *go_unblock(PyObject *m, PyObject *const *args, Py_ssize_t n) {
+    (void)m;
+    if (arg_count(n, 2, "go_unblock") < 0) return NULL;
+    if (args[0] == Py_None) Py_RETURN_NONE;
+    if (!Py_IS_TYPE(args[0], &TicketType)) {
+        PyErr_SetString(PyExc_TypeError, "go_unblock() takes a Ticket or None");
+        return NULL;
+    }
+    ticket_t *ticket = (ticket_t *)args[0];
+    struct writer *w = writer_get();
+    if (!w) return PyErr_NoMemory();
+    if (ticket->done || is_worker(w) || !head_on(registry.head)) Py_RETURN_NONE;
+    if (!writer_valid(w) && !writer_register(w)) Py_RETURN_NONE;
+    struct refs r = {0};
+    struct event ev;
+    emit_begin();
+    bool failed = arg_stack(args[1], true, &r.stack) < 0;
+    while (!failed && !ticket->done && open_with(w, &ev, 64, &r, false)) {
+        if (LOAD(&w->head->first_gen) != ticket->first) break; /* that wait began in an older trace */
+        bool same = ticket->block_gen == ev.gen;
+        uint32_t seq = same ? ticket->seq + 1 : 1;
+        *ev.p++ = OP_UNBLOCK;
+        ev.p = put_varint(ev.p, ev.dt);
+        ev.p = put_varint(ev.p, ticket->g);
+        ev.p = put_varint(ev.p, seq);
+        ev.p = put_varint(ev.p, same ? 0 : 1);
+        ev.p = put_varint(ev.p, id_of(r.stack));
+        if (!writer_publish(w, &ev)) continue;
+        ticket->done = true;
+        ticket->unblock_gen = ev.gen;
+        ticket->unblock_seq = seq;
+    }
+    return emit_done(&r, failed);
+}
+
+static PyObject *go_resume(PyObject *m, PyObject *arg) {
+    (void)m;
+    if (arg == Py_None) Py_RETURN_NONE;
+    if (!Py_IS_TYPE(arg, &TicketType)) {
+        PyErr_SetString(PyExc_TypeError, "go_resume() takes a Ticket or None");
+        return NULL;
+    }
+    ticket_t *ticket = (ticket_t *)arg;
+    struct writer *w = ready();
+    if (!w || w->kind != KIND_THREAD || !is_in(w) || w->in_first != ticket->first) Py_RETURN_NONE;
+    struct event ev;
+    bool self = !ticket->done;
+    ticket->done = true; /* we won: nobody else writes it now */
+    uint32_t seq;
+    do {
+        if (!writer_open(w, &ev, 32) || !is_in(w)) Py_RETURN_NONE;
+        bool same = !self && ticket->unblock_gen == ev.gen;
+        if (self) seq = (ticket->block_gen == ev.gen ? ticket->seq : 0) + 2;
+        else seq = same ? ticket->unblock_seq + 1 : 1;
+        *ev.p++ = OP_RESUME;
+        ev.p = put_varint(ev.p, ev.dt);
+        *ev.p++ = (uint8_t)((self ? RESUME_SELF : 0) | (same ? RESUME_SAME : 0));
+    } while (!writer_publish(w, &ev));
+    w->blocked = 0;
+    w->seq = seq;
+    w->seq_gen = ev.gen;
+    Py_RETURN_NONE;
+}
+
+static PyObject *task_begin(PyObject *m, PyObject *const *args, Py_ssize_t n) {
+    (void)m;
+    if (arg_count(n, 4, "task_begin") < 0) return NULL;
+    struct writer *w = ready_in();
+    if (!w) Py_RETURN_NONE;
+    struct refs r = {0};
+    struct event ev;
+    uint64_t task, parent;
+    emit_begin();
+    bool failed = arg_uint(args[0], &task) < 0 || arg_uint(args[1], &parent) < 0 || !(r.name = string_of(args[2])) ||
+                  arg_stack(args[3], true, &r.stack) < 0;
+    while (!failed && open_with(w, &ev, 64, &r, true)) {
+        *ev.p++ = OP_TASK;
+        ev.p = put_varint(ev.p, ev.dt);
+        ev.p = put_varint(ev.p, task);
+        ev.p = put_varint(ev.p, parent);
+        ev.p = put_varint(ev.p, string_id(r.name));
+        ev.p = put_varint(ev.p, id_of(r.stack));
+        if (writer_publish(w, &ev)) break;
+    }
+    return emit_done(&r, failed);
+}
+
+static PyObject *task_end(PyObject *m, PyObject *arg) {
+    (void)m;
+    struct writer *w = ready_in();
+    uint64_t task;
+    if (!w) Py_RETURN_NONE;
+    if (arg_uint(arg, &task) < 0) return NULL;
+    struct refs r = {0};
+    struct event ev;
+    emit_begin();
+    r.stack = stack_here(0);
+    bool failed = !r.stack;
+    while (!failed && open_with(w, &ev, 48, &r, true)) {
+        *ev.p++ = OP_TASK_END;
+        ev.p = put_varint(ev.p, ev.dt);
+        ev.p = put_varint(ev.p, task);
+        ev.p = put_varint(ev.p, id_of(r.stack));
+        if (writer_publish(w, &ev)) break;
+    }
+    return emit_done(&r, failed);
+}
+
+PyMethodDef thread_methods[] = {
+    {"new_g", new_g, METH_NOARGS, "new_g() -> int: a G id that never comes twice in this process."},
+    {"new_task", new_task, METH_NOARGS, "new_task() -> int: a task id that never comes twice in this process."},
+    {"new_p", new_p, METH_NOARGS, "new_p() -> int: the lowest free P id; P 0 is never given out."},
+    {"free_p", free_p, METH_O, "free_p(p): gives a P id back."},
+    {"enabled", enabled, METH_NOARGS, "enabled() -> bool: a trace is on."},
+    FAST("stack", take_stack, "stack(skip=0) -> Stack: the calling thread's Python stack."),
+    FAST("frame", make_frame, "frame(function, file, line) -> Stack: a stack of one frame."),
+    {"enter", enter, METH_NOARGS, "enter() -> bool: this thread comes into the trace; nests."},
+    {"leave", leave, METH_NOARGS, "leave(): undoes one enter()."},
+    FAST("go_create", go_create, "go_create(g, start, stack) -> int: generation in which it was recorded, or 0."),
+    FAST("go_block", go_block, "go_block(reason, stack) -> Ticket | None: under the wait's lock, about to wait."),
+    FAST("go_unblock", go_unblock, "go_unblock(ticket, stack): by the waker, under the wait's lock."),
+    {"go_resume", go_resume, METH_O, "go_resume(ticket): by the waiter, after the wait."},
+    FAST("task_begin", task_begin, "task_begin(task, parent, name, stack): a job begins."),
+    {"task_end", task_end, METH_O, "task_end(task): its last result is in."},
+    {NULL, NULL, 0, NULL},
+};

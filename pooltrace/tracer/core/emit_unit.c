@@ -1,0 +1,191 @@
+/* Emit functions for whoever runs a G: regions and logs; and a worker's units, items and idle times. */
+#include "emit.h"
+
+/* ---- any M that runs a G ---- */
+static inline struct writer *ready_any(void) {
+    struct writer *w = ready();
+    return w && (w->kind == KIND_WORKER || (is_in(w) && w->blocked != w->in_first)) ? w : NULL;
+}
+
+static inline void emit_region(struct writer *w, uint32_t kind, uint64_t task, const struct refs *r) {
+    struct event ev;
+    while (open_with(w, &ev, 48, r, w->kind == KIND_THREAD)) {
+        *ev.p++ = OP_REGION;
+        ev.p = put_varint(ev.p, ev.dt);
+        *ev.p++ = (uint8_t)kind;
+        ev.p = put_varint(ev.p, task);
+        ev.p = put_varint(ev.p, string_id(r->name));
+        ev.p = put_varint(ev.p, id_of(r->stack));
+        if (writer_publish(w, &ev)) break;
+    }
+}
+
+static inline void emit_region_end(struct writer *w) {
+    struct event ev;
+    do {
+        if (!writer_open(w, &ev, 32)) return;
+        *ev.p++ = OP_REGION_END;
+        ev.p = put_varint(ev.p, ev.dt);
+    } while (!writer_publish(w, &ev));
+}
+
+static PyObject *region_begin(PyObject *m, PyObject *const *args, Py_ssize_t n) {
+    (void)m;
+    if (arg_count(n, 4, "region_begin") < 0) return NULL;
+    struct writer *w = ready_any();
+    if (!w) Py_RETURN_NONE;
+    struct refs r = {0};
+    uint64_t kind, task;
+    emit_begin();
+    bool failed = arg_uint(args[0], &kind) < 0 || arg_uint(args[1], &task) < 0 || !(r.name = string_of(args[2])) ||
+                  arg_stack(args[3], true, &r.stack) < 0;
+    if (!failed && kind > REGION_ITEM) {
+        PyErr_SetString(PyExc_ValueError, "region_begin(): kind must be REGION, PHASE or ITEM");
+        failed = true;
+    }
+    if (!failed) emit_region(w, (uint32_t)kind, task, &r);
+    return emit_done(&r, failed);
+}
+
+static PyObject *region_end(PyObject *m, PyObject *unused) {
+    (void)m, (void)unused;
+    struct writer *w = ready_any();
+    if (w) emit_region_end(w);
+    Py_RETURN_NONE;
+}
+
+static PyObject *log_event(PyObject *m, PyObject *const *args, Py_ssize_t n) {
+    (void)m;
+    if (arg_count(n, 3, "log") < 0) return NULL;
+    struct writer *w = ready_any();
+    if (!w) Py_RETURN_NONE;
+    struct refs r = {0};
+    struct string *value = NULL;
+    struct event ev;
+    uint64_t task;
+    emit_begin();
+    bool failed = arg_uint(args[0], &task) < 0 || !(r.name = string_of(args[1]));
+    if (!failed) failed = !(value = string_once(args[2]));
+    while (!failed && open_with(w, &ev, 64 + value->len, &r, w->kind == KIND_THREAD)) {
+        *ev.p++ = OP_LOG;
+        ev.p = put_varint(ev.p, ev.dt);
+        ev.p = put_varint(ev.p, task);
+        ev.p = put_varint(ev.p, string_id(r.name));
+        ev.p = put_varint(ev.p, value->len);
+        memcpy(ev.p, value->bytes, value->len);
+        ev.p += value->len;
+        if (writer_publish(w, &ev)) break;
+    }
+    string_unref(value);
+    return emit_done(&r, failed);
+}
+
+/* ---- a worker's main thread ---- */
+static PyObject *unit_begin(PyObject *m, PyObject *const *args, Py_ssize_t n) {
+    (void)m;
+    if (arg_count(n, 3, "unit_begin") < 0) return NULL;
+    struct writer *w = tls_writer;
+    if (!is_worker(w)) Py_RETURN_NONE;
+    struct refs r = {0};
+    struct event ev;
+    uint64_t g, created;
+    if (arg_uint(args[0], &g) < 0 || arg_uint(args[1], &created) < 0 || arg_stack(args[2], false, &r.start) < 0) {
+        refs_free(&r);
+        return NULL;
+    }
+    STORE(&w->entry->unit, g);
+    STORE(&w->entry->since, now_ns());
+    emit_begin();
+    while (!writer_off_state(w, PT_STATE_RUN | ((uint32_t)g & PT_UNIT_MASK))) {
+        if (w->detached) break;
+        if (!open_with(w, &ev, 48, &r, false)) continue; /* the trace ended meanwhile: the state then */
+        *ev.p++ = OP_BEGIN;
+        ev.p = put_varint(ev.p, ev.dt);
+        ev.p = put_varint(ev.p, g);
+        ev.p = put_varint(ev.p, created);
+        ev.p = put_varint(ev.p, id_of(r.start));
+        if (writer_publish(w, &ev)) break;
+    }
+    return emit_done(&r, false);
+}
+
+static PyObject *unit_end(PyObject *m, PyObject *unused) {
+    (void)m, (void)unused;
+    struct writer *w = tls_writer;
+    if (!is_worker(w)) Py_RETURN_NONE;
+    struct event ev;
+    STORE(&w->entry->unit, 0);
+    STORE(&w->entry->done, atomic_load_explicit(&w->entry->done, memory_order_relaxed) + 1);
+    while (!writer_off_state(w, PT_STATE_IDLE)) {
+        if (w->detached) break;
+        if (!writer_open(w, &ev, 32)) continue;
+        *ev.p++ = OP_END;
+        ev.p = put_varint(ev.p, ev.dt);
+        if (writer_publish(w, &ev)) break;
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject *idle(PyObject *m, PyObject *unused) {
+    (void)m, (void)unused;
+    struct writer *w = ready();
+    if (!is_worker(w)) Py_RETURN_NONE;
+    struct event ev;
+    do {
+        if (!writer_open(w, &ev, 32)) Py_RETURN_NONE;
+        *ev.p++ = OP_IDLE;
+        ev.p = put_varint(ev.p, ev.dt);
+    } while (!writer_publish(w, &ev));
+    Py_RETURN_NONE;
+}
+
+/* One item: its region, its call. */
+static PyObject *run_item(PyObject *func, PyObject *item, bool star, uint64_t task, const struct refs *r) {
+    PyObject *args = NULL, *result = NULL;
+    if (star && !(args = PySequence_Tuple(item))) return NULL;
+    struct writer *w = ready_any();
+    if (w) emit_region(w, REGION_ITEM, task, r);
+    result = star ? PyObject_Call(func, args, NULL) : PyObject_CallOneArg(func, item);
+    Py_XDECREF(args);
+    w = ready_any();
+    if (w) emit_region_end(w); /* the merge drops it when its begin was not in this trace */
+    return result;
+}
+
+static PyObject *run_chunk(PyObject *m, PyObject *const *args, Py_ssize_t n) {
+    (void)m;
+    if (arg_count(n, 6, "run_chunk") < 0) return NULL;
+    struct refs r = {0};
+    uint64_t star, task;
+    if (arg_uint(args[2], &star) < 0 || arg_uint(args[3], &task) < 0) return NULL;
+    PyObject *items = PySequence_Fast(args[1], "run_chunk() takes a sequence of items");
+    if (!items) return NULL;
+    in_emit++; /* the names stay while the chunk runs */
+    PyObject *results = NULL;
+    if ((r.name = string_of(args[4])) && arg_stack(args[5], true, &r.stack) == 0)
+        results = PyList_New(0);
+    in_emit--;
+    for (Py_ssize_t i = 0; results && i < PySequence_Fast_GET_SIZE(items); i++) {
+        PyObject *item = PySequence_Fast_GET_ITEM(items, i);
+        Py_INCREF(item);
+        PyObject *result = run_item(args[0], item, star != 0, task, &r);
+        Py_DECREF(item);
+        if (!result || PyList_Append(results, result) < 0) Py_CLEAR(results);
+        Py_XDECREF(result);
+    }
+    Py_DECREF(items);
+    refs_free(&r);
+    return results;
+}
+
+PyMethodDef unit_methods[] = {
+    FAST("region_begin", region_begin, "region_begin(kind, task, name, stack)."),
+    {"region_end", region_end, METH_NOARGS, "region_end(): of the innermost region."},
+    FAST("log", log_event, "log(task, key, value)."),
+    FAST("unit_begin", unit_begin, "unit_begin(g, generation, start): the unit starts to run."),
+    {"unit_end", unit_end, METH_NOARGS, "unit_end(): the unit is over."},
+    {"idle", idle, METH_NOARGS, "idle(): the worker is about to wait for work."},
+    FAST("run_chunk", run_chunk,
+         "run_chunk(func, items, star, task, name, start) -> list: calls func for each item, a region around each."),
+    {NULL, NULL, 0, NULL},
+};

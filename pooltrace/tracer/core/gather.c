@@ -1,0 +1,173 @@
+/* Gathering: whole blocks from pipes and queue, each to its generation; and the list of Ms. */
+#include "coord_internal.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+/* ---- blocks ---- */
+void take(struct slot *s, uint32_t block, const uint8_t *data, uint32_t len) {
+    struct mst *m = merge_add(&c.merge, s);
+    if (!m) return;
+    if (block < m->next_block) return; /* it came by the other way already */
+    if (block > m->next_block) c.merge.lost_events++;
+    m->next_block = block + 1;
+    merge_feed(&c.merge, m, data, len);
+}
+
+/* A block of the open generation is taken, one of the next held; true: b is not needed any more. */
+static bool sort_in(struct block *b) {
+    if (gen_before(c.merge.gen, b->gen)) {
+        b->next = NULL;
+        *c.held_tail = b;
+        c.held_tail = &b->next;
+        return false;
+    }
+    if (b->close) {
+        struct mst *m = merge_add(&c.merge, b->slot);
+        if (m) merge_close_m(&c.merge, m, now_ns(), NULL, 0);
+        forget_slot(b->slot);
+        slot_free(b->slot);
+    } else if (b->gen == c.merge.gen) {
+        take(b->slot, b->block, b->data, b->len);
+    }
+    return true;
+}
+
+void take_queue(void) {
+    pthread_mutex_lock(&c.lock);
+    struct block *b = c.queue;
+    c.queue = NULL;
+    c.queue_tail = &c.queue;
+    pthread_mutex_unlock(&c.lock);
+    while (b) {
+        struct block *next = b->next;
+        if (sort_in(b)) free(b);
+        b = next;
+    }
+}
+
+void take_held(void) {
+    struct block *b = c.held;
+    c.held = NULL;
+    c.held_tail = &c.held;
+    while (b) {
+        struct block *next = b->next;
+        if (sort_in(b)) free(b);
+        b = next;
+    }
+}
+
+/* Whole blocks in a pipe's buffer go on. */
+static void take_pipe_block(struct in_pipe *p) {
+    struct block_head h;
+    memcpy(&h, p->buf, sizeof h);
+    const uint8_t *data = p->buf + sizeof h;
+    if (h.gen == c.merge.gen) {
+        take(p->slot, h.block, data, h.len);
+    } else if (gen_before(c.merge.gen, h.gen)) {
+        struct block *b = malloc(sizeof *b + h.len);
+        if (b) {
+            *b = (struct block){.slot = p->slot, .gen = h.gen, .block = h.block, .len = h.len};
+            memcpy(b->data, data, h.len);
+            *c.held_tail = b;
+            c.held_tail = &b->next;
+        } else {
+            c.merge.lost_events++;
+        }
+    }
+    p->fill = 0;
+}
+
+/* Reads what is there; at most max blocks.  A pipe that makes no sense is closed. */
+void drain(struct in_pipe *p, int max) {
+    while (p->slot->pipe >= 0 && max > 0) {
+        uint32_t want = sizeof(struct block_head);
+        if (p->fill >= want) {
+            struct block_head h;
+            memcpy(&h, p->buf, sizeof h);
+            if (h.magic != PT_BLOCK_MAGIC || h.len == 0 || h.len > PT_BLOCK) {
+                close(p->slot->pipe);
+                p->slot->pipe = -1;
+                c.merge.lost_events++;
+                return;
+            }
+            want += h.len;
+        }
+        if (p->fill == want) {
+            take_pipe_block(p);
+            max--;
+            continue;
+        }
+        ssize_t n = read(p->slot->pipe, p->buf + p->fill, want - p->fill);
+        if (n < 0 && errno == EINTR) continue;
+        if (n <= 0) return; /* nothing now, or its writers are gone: the arena has the rest */
+        p->fill += (uint32_t)n;
+    }
+}
+
+/* ---- the Ms ---- */
+struct in_pipe *pipe_of(struct slot *s) {
+    for (uint32_t i = 0; i < c.npipes; i++)
+        if (c.pipes[i]->slot == s) return c.pipes[i];
+    return NULL;
+}
+
+void forget_slot(struct slot *s) {
+    for (uint32_t i = 0; i < c.n; i++)
+        if (c.slots[i] == s) {
+            memmove(&c.slots[i], &c.slots[i + 1], (c.n - i - 1) * sizeof *c.slots);
+            memmove(&c.finals[i], &c.finals[i + 1], (c.n - i - 1) * sizeof *c.finals);
+            c.n--;
+            break;
+        }
+    for (uint32_t i = 0; i < c.npipes; i++)
+        if (c.pipes[i]->slot == s) {
+            c.pipes[i] = c.pipes[--c.npipes];
+            break;
+        }
+}
+
+static bool add_slot(struct slot *s) {
+    if (c.n == c.cap) {
+        uint32_t cap = c.cap ? 2 * c.cap : 32;
+        struct slot **slots = realloc(c.slots, cap * sizeof *slots);
+        if (slots) c.slots = slots;
+        uint64_t *finals = realloc(c.finals, cap * sizeof *finals);
+        if (finals) c.finals = finals;
+        struct in_pipe **pipes = realloc(c.pipes, cap * sizeof *pipes);
+        if (pipes) c.pipes = pipes;
+        if (!slots || !finals || !pipes) return false;
+        c.cap = cap;
+    }
+    if (s->pipe >= 0) {
+        struct in_pipe *p = s->in; /* a block cut off by the end of the last trace is still to be read to its end */
+        if (!p) {
+            if (!(p = malloc(sizeof *p))) return false;
+            p->slot = s;
+            p->fill = 0;
+            s->in = p;
+        }
+        c.pipes[c.npipes++] = p;
+    }
+    c.finals[c.n] = 0;
+    c.slots[c.n++] = s;
+    return true;
+}
+
+/* Under registry.lock: Ms that came since; the list stays in order of registration. */
+void list_slots(void) {
+    if (c.list_serial == registry.serials) return;
+    uint64_t seen = c.list_serial;
+    for (;;) {
+        struct slot *next = NULL;
+        for (uint32_t i = 0; i < registry.n; i++) {
+            struct slot *s = registry.slots[i];
+            if (s->state == SLOT_USED && s->serial > seen && (!next || s->serial < next->serial)) next = s;
+        }
+        if (!next) break;
+        if (!add_slot(next)) c.merge.failed = true;
+        seen = next->serial;
+    }
+    c.list_serial = registry.serials;
+}

@@ -1,0 +1,58 @@
+/* The write side's half of the publication protocol: open, encode, publish. */
+#ifndef POOLTRACE_WRITER_H
+#define POOLTRACE_WRITER_H
+
+#include "core.h"
+
+struct writer {               /* one per thread, that thread only (with the GIL) */
+    enum kind kind;
+    uint64_t epoch;           /* of the registry when entry was taken; another one: void */
+    struct head *head;        /* borrowed for threads, owned for a worker */
+    struct entry *entry;      /* borrowed for threads, owned for a worker; NULL before the first use */
+    struct slot *slot;        /* borrowed; threads only */
+    uint64_t last_word;       /* what this thread published last, and when */
+    uint64_t last_time;
+    uint32_t *string_mark;    /* owned: by id, the generation in which it was defined */
+    uint32_t *stack_mark;     /* owned */
+    uint32_t strings, stacks; /* sizes of the marks */
+    uint32_t marks_epoch;     /* of the intern tables */
+    int depth;                /* of enter() */
+    bool starter;             /* began the trace that in_first names: stays in it */
+    uint64_t in_first;        /* first generation of the trace in which it is, 0 for none */
+    uint64_t blocked;         /* in_first while it is in a wait, else 0 */
+    uint64_t g;               /* its G there */
+    uint32_t seq, seq_gen;    /* sequenced events of its G in that generation */
+    int pipe;                 /* worker: the trace pipe's write end, owned */
+    const uint8_t *debt;      /* worker: rest of a block that was cut off by a switch */
+    size_t debt_len;
+    int64_t patience;         /* worker: ns that it may still wait for a full pipe */
+    uint64_t trace;           /* first generation of the trace that patience is for */
+    bool detached;            /* recording failed here: nothing more is written in this trace, */
+    bool broken;              /* nor in any later one */
+};
+
+/* An event that is being written. */
+struct event {
+    uint64_t word, time;
+    uint32_t gen;
+    uint8_t *start, *p;
+    uint64_t dt;
+    bool whole;      /* it begins with OP_TIME */
+    bool definition; /* set by the encoder of one */
+};
+
+extern __thread struct writer *tls_writer;
+
+/* 1: encode at ev->p (ev->dt is its time); 0: no trace is on, or none that this thread can write to. */
+int writer_open(struct writer *w, struct event *ev, size_t need);
+/* true: it is in the trace; false: the word had moved on, write it again from writer_open. */
+bool writer_publish(struct writer *w, struct event *ev);
+struct writer *writer_get(void);         /* of this thread, made when there is none; NULL without memory */
+bool writer_register(struct writer *w);  /* threads: an entry of its own in the arena */
+void writer_dispose(void *writer);       /* at the thread's end; without the GIL */
+bool writer_off_state(struct writer *w, uint32_t state); /* true: stored; false: a trace is on */
+void writer_after_fork(void);            /* in the child */
+
+static inline bool writer_valid(const struct writer *w) { return w && w->entry && w->epoch == registry.epoch; }
+
+#endif

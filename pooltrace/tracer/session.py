@@ -1,0 +1,302 @@
+"""A trace from start to stop.
+
+The invariants of the tracer, each with what breaks without it, and where it is kept.  M: a process's or thread's
+stream; P: a slot; G: a unit or a call (DESIGN: "Words").
+
+The advance (core/coord.c, core/writer.c)
+ 1. Only the coordinator advances, one advance at a time; n+2 does not begin before n is gathered, written and read.
+    Else a buffer would be written over: generation n+2 uses that of n.
+ 2. The generation in force is stored before any word is moved.  Else an effect could be older than its cause.
+ 3. One thread writes to a word.  An emit that is nested in another publishes first; the outer one is encoded anew.
+ 4. An M registers before it reads the generation, under the lock under which the coordinator lists the Ms after
+    storing the new one.  Else an M could write into a generation that is not gathered from it.
+Form (core/merge.c, core/generation.c)
+ 5. A generation begins with the statuses in which the streams ended, ProcsChange and HeapGoal; what idles has its
+    status from M -1 (another M's batch would bind it there).
+ 6. A G that was made or blocked in an older generation has its status before it is started or unblocked, once.
+ 7. Units that wait are not repeated in each generation: 100,000 of them would swamp the file.
+ 8. No time lies outside its generation: what is written for others has the time of the switch or of the last event.
+    Statuses take times of their own, since Go's reader moves events that share one.
+ 9. Sequence numbers begin anew with each status.  A waker knows its number from the ticket of the wait.
+10. Ids of G, task and P come from counters that never run back.  A closed slot's P serves again.
+11. Table ids are per M and generation in streams; the merge gives new ones per generation.
+Starting, waiting, ending
+12. With no trace on, an M's word says what it does; the exchange that starts a trace returns it.
+13. GoBlock is written under the wait's lock; of waker and waiter exactly one writes GoUnblock (the ticket).
+14. The thread that starts the trace is in it by status; others come in with enter() and go out with leave().
+15. An end without a begin in this trace is dropped, by the merge.
+16. A dead worker's pipe is read to its end, then its buffer; then its stream is closed; then the slot is filled.
+Robustness
+17. Nothing is dropped silently: losses are counted in the arena and in the summary.
+18. Batches go to the sink as they come, so memory does not grow with the run.
+19. A sink that fails ends the trace, never the job; the first error is raised by stop().
+20. Workers have no thread of ours; a forked child has no tracer unless it becomes a worker.
+21. With no trace on, an event costs a load and a branch.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import logging
+import math
+import os
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from pooltrace.errors import InternalError, MisuseError
+from pooltrace.tracer import _core, arena, machine
+from pooltrace.tracer.sink import Sink, Writable
+
+_log = logging.getLogger("pooltrace")
+_HEADERS = {"1.22": 22, "1.23": 23, "1.25": 25, "1.26": 26}
+_READ_WAIT = 100_000_000  # ns between looks for a signal
+
+Units = Callable[[], list[tuple[int, _core.Stack]]]
+
+
+class _State:
+    """What there is to know of the one trace; every field under ``lock`` unless it says otherwise."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Condition()
+        self.phase = "off"  # off, on, stopping
+        self.reader: int | None = None  # ident of the thread inside read_trace
+        self.last_reader: int | None = None  # ident of the thread that read last in this trace
+        self.pump: threading.Thread | None = None
+        self.error: BaseException | None = None  # the first one of the sink
+        self.summary: dict[str, Any] | None = None
+        self.sources: list[Units] = []
+
+
+_state = _State()
+
+
+def describe_units(source: Units) -> Callable[[], None]:
+    """Registers who knows the start functions of units in flight, for a trace that starts on a running pool.
+
+    Returns a function that takes the registration back.
+    """
+    with _state.lock:
+        _state.sources.append(source)
+
+    def remove() -> None:
+        with _state.lock, contextlib.suppress(ValueError):
+            _state.sources.remove(source)
+
+    return remove
+
+
+def _check(header: str, period: float) -> int:
+    if header not in _HEADERS:
+        raise MisuseError(f"there is no header {header!r}: take one of {', '.join(_HEADERS)}")
+    if not (isinstance(period, (int, float)) and math.isfinite(period) and 0 <= period <= 3600):
+        raise MisuseError(f"period is a number of seconds from 0 to 3600, not {period!r}")
+    return _HEADERS[header]
+
+
+def start_trace(*, header: str = "1.26", period: float = 1.0) -> None:
+    """Starts tracing; somebody must read with :func:`read_trace`.
+
+    ``header`` is the format's version ("1.22", "1.23", "1.25", "1.26"), ``period`` the seconds between generations
+    (0: one after the other).  Raises MisuseError during a trace, waits for one that is stopping, and OSError when
+    the arena cannot be made.
+    """
+    number = _check(header, period)
+    with _state.lock:
+        while _state.phase == "stopping":
+            _state.lock.wait()
+        if _state.phase == "on":
+            raise MisuseError("a trace is on already: stop it first")
+        sources = list(_state.sources)
+    units = [unit for source in sources for unit in source()]
+    arena.acquire(required=True)
+    try:
+        with _state.lock:
+            if _state.phase != "off":
+                raise MisuseError("a trace is on already: stop it first")
+            _core.start(number, int(period * 1e9), machine.memory_limit(), _core.stack(1), units)
+            _state.phase = "on"
+            _state.last_reader = None
+            _state.error = None
+            _state.summary = None
+    except BaseException:
+        arena.release()
+        raise
+
+
+def read_trace() -> bytes | None:
+    """The next bytes of the trace; blocks until there are some; None when all was read.
+
+    Raises MisuseError for a second reader at the same time.
+    """
+    me = threading.get_ident()
+    with _state.lock:
+        if _state.phase == "off":
+            return None
+        if _state.reader is not None:
+            raise MisuseError("the trace is being read by another thread")
+        _state.reader = _state.last_reader = me
+    data: bytes | None = b""
+    try:
+        while data == b"":
+            data = _core.read(_READ_WAIT)
+    finally:
+        with _state.lock:
+            _state.reader = None
+            if data is None:
+                _finish()
+    return data
+
+
+def _finish() -> None:
+    """All was read: under the state's lock."""
+    if _state.phase == "off":
+        return
+    _core.join()
+    _state.summary = _core.summary()
+    _state.summary["functions"].sort(key=lambda row: -row["total_ns"])
+    _state.phase = "off"
+    arena.release()
+    _state.lock.notify_all()
+
+
+def stop_trace() -> None:
+    """Ends the trace and waits until its reader has read all of it.
+
+    When the reader is the calling thread itself, it reads the rest afterwards.  Raises MisuseError when no trace is
+    on, or when nobody has ever read it (what was recorded is thrown away then).
+    """
+    with _state.lock:
+        if _state.phase != "on":
+            raise MisuseError("no trace is on")
+        _state.phase = "stopping"
+    _core.stop()
+    with _state.lock:
+        if _state.last_reader is None:
+            while _core.read(0) is not None:
+                pass
+            _finish()
+            raise MisuseError("nobody has read this trace: call read_trace() in another thread until it returns None")
+        if _state.last_reader == threading.get_ident() and _state.reader is None:
+            return
+        while _state.phase == "stopping":
+            _state.lock.wait()
+
+
+def _pump(sink: Sink) -> None:
+    """The reader of start(): from the queue to the sink; the first error ends the file, not the job."""
+    while (data := read_trace()) is not None:
+        with _state.lock:
+            failed = _state.error is not None
+        if failed:
+            continue
+        try:
+            sink.write(data)
+        except Exception as error:
+            _failed(error)
+    try:
+        sink.close()
+    except Exception as error:
+        _failed(error)
+
+
+def _failed(error: Exception) -> None:
+    with _state.lock:
+        first = _state.error is None
+        _state.error = _state.error or error
+    if first:
+        _log.error("pooltrace: the trace ends here, it cannot be written: %s", error)
+        _core.stop()  # detached: nobody records any more
+
+
+def start(target: str | os.PathLike[str] | Writable, *, header: str = "1.26", period: float = 1.0) -> None:
+    """Starts a trace into a file (an lz4 frame when its name ends in ``.lz4``) or an object with ``write``.
+
+    As Go's runtime/trace.Start.  ``header`` and ``period`` as in :func:`start_trace`.  Raises MisuseError during a
+    trace and OSError when the file or the arena cannot be made.
+    """
+    _check(header, period)
+    with _state.lock:
+        if _state.phase == "on":
+            raise MisuseError("a trace is on already: stop it first")
+    sink = Sink(target)
+    try:
+        start_trace(header=header, period=period)
+    except BaseException:
+        with contextlib.suppress(Exception):
+            sink.close()
+        raise
+    pump = threading.Thread(target=_pump, args=(sink,), name="pooltrace-reader", daemon=True)
+    with _state.lock:
+        _state.pump = pump
+        _state.last_reader = -1  # there is one
+    pump.start()
+    atexit.register(_stop_at_exit)
+
+
+def stop() -> None:
+    """Ends the trace of :func:`start`: when this returns, the file is whole.
+
+    Raises MisuseError when no such trace is on, and the first error that writing met, if there was one.
+    """
+    with _state.lock:
+        pump = _state.pump
+        if pump is None:
+            raise MisuseError("no trace is on")
+        _state.pump = None
+    atexit.unregister(_stop_at_exit)
+    try:
+        if _state.phase == "on":  # else it has ended already, with an error
+            stop_trace()
+    finally:
+        pump.join()
+    if _state.error is not None:
+        raise _state.error
+    if _state.summary and _state.summary["failed"]:
+        raise InternalError("the trace is cut off: there was no memory for its tables")
+
+
+def _stop_at_exit() -> None:
+    with contextlib.suppress(MisuseError):
+        stop()
+
+
+@contextlib.contextmanager
+def trace(target: str | os.PathLike[str] | Writable, *, header: str = "1.26", period: float = 1.0) -> Iterator[None]:
+    """``with trace(path):`` is start() and stop() with the same arguments."""
+    start(target, header=header, period=period)
+    try:
+        yield
+    finally:
+        stop()
+
+
+def advance(timeout: float = 10.0) -> bool:
+    """Asks for one advance now and waits for it, at most timeout seconds; False if there was none."""
+    return _core.advance(int(timeout * 1e9))
+
+
+def generation() -> int:
+    """The generation in force, 0 when no trace is on."""
+    return _core.generation()
+
+
+def summary() -> dict[str, Any] | None:
+    """Figures of the trace that ended last, counted while it was merged; None when there was none.
+
+    Times in ns.  Keys: wall_ns, units, items, jobs, workers_lost, generations, events, bytes, lost_events, failed,
+    functions (name, count, total_ns, median_ns, p99_ns, max_ns; the largest total first) and slots (p, life_ns,
+    items_ns, unpickle_ns, pickle_ns, send_ns, unit_ns, idle_ns).  Quantiles are right within 2 %.
+    """
+    return _state.summary
+
+
+def _after_fork_in_child() -> None:
+    global _state
+    _state = _State()
+    atexit.unregister(_stop_at_exit)
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

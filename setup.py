@@ -1,0 +1,26 @@
+"""The C extension alone; everything else about the package is in setup.cfg."""
+
+from __future__ import annotations
+
+import os
+from glob import glob
+
+from setuptools import Extension, setup
+
+setup(
+    ext_modules=[
+        Extension(
+            "pooltrace.tracer._core",
+            sources=sorted(glob("pooltrace/tracer/core/*.c")),
+            depends=sorted(glob("pooltrace/tracer/core/*.h")),
+            extra_compile_args=[
+                "-std=gnu11",
+                "-D_GNU_SOURCE",
+                "-O2",
+                "-pthread",
+                *os.environ.get("POOLTRACE_CFLAGS", "").split(),
+            ],
+            extra_link_args=["-pthread", *os.environ.get("POOLTRACE_LDFLAGS", "").split()],
+        )
+    ]
+)
