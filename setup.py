@@ -13,6 +13,7 @@ setup(
             "pooltrace.tracer._core",
             sources=sorted(glob("pooltrace/tracer/core/*.c")),
             depends=sorted(glob("pooltrace/tracer/core/*.h")),
+            define_macros=[("_GNU_SOURCE", "1"), ("PY_SSIZE_T_CLEAN", "1")],
             extra_compile_args=[
                 "-std=gnu11",
                 "-D_GNU_SOURCE",

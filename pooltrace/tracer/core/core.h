@@ -10,7 +10,6 @@
 #ifndef POOLTRACE_CORE_H
 #define POOLTRACE_CORE_H
 
-#define PY_SSIZE_T_CLEAN
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>

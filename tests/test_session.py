@@ -1,0 +1,580 @@
+"""The tracer from start to stop, without an engine: what was emitted stands in the file, once, in order, in time."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import io
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from crew import Worker, crew, run_unit
+
+from pooltrace import MisuseError, read_trace, start, start_trace, stop, stop_trace, summary, trace
+from pooltrace.format import order
+from pooltrace.tracer import arena, emit, session
+
+Judge = Callable[[str | os.PathLike[str]], order.Summary]
+HEADERS = ["1.22", "1.23", "1.25", "1.26"]
+
+
+def submit(worker: Worker, items: int) -> list[tuple[int, int]]:
+    """A unit from this thread to a worker, and the wait for its end."""
+    g = emit.new_g()
+    generation = emit.go_create(g, emit.frame("crew.item", "crew.py", 1), None)
+    worker.order(run_unit, g, generation, items)
+    ticket = emit.go_block("waiting for the unit", None)
+    noted: list[tuple[int, int]] = worker.answer()
+    emit.go_resume(ticket)
+    return noted
+
+
+@pytest.mark.parametrize("header", HEADERS)
+@pytest.mark.parametrize("period", [1.0, 0.0])
+def test_units_items_and_times_are_those_of_the_program(
+    tmp_path: Path, judge: Judge, header: str, period: float
+) -> None:
+    path = tmp_path / "t.trace"
+    noted: dict[int, list[int]] = {}
+    with crew(2) as workers, trace(path, header=header, period=period):
+        task = emit.new_task()
+        emit.task_begin(task, 0, "map(item)", None)
+        for i in range(100):
+            for worker in workers:
+                noted.setdefault(worker.pid, []).extend(t for t, _ in submit(worker, 5))
+            if i % 2:
+                assert session.advance()
+        emit.task_end(task)
+    found = judge(path)
+    assert found.header == header
+    assert found.generations >= 50
+    figures = summary()
+    assert figures is not None
+    assert (figures["units"], figures["items"], figures["jobs"], figures["lost_events"]) == (200, 1000, 1, 0)
+    regions = [e for e in order.read_events(path) if e.name == "UserRegionBegin" and e.string("name") == "crew.item"]
+    for worker, times in noted.items():
+        begins = [e.time for e in regions if e.m == worker]
+        ends = [*begins[1:], sys.maxsize]
+        assert len(begins) == len(times)
+        assert all(begin <= time <= end for begin, time, end in zip(begins, times, ends))
+
+
+def number_logs(count: int, unit: int) -> None:
+    """In a worker: a unit with logs numbered from 0."""
+    emit.unit_begin(unit, 0, None)
+    for i in range(count):
+        emit.log(0, "number", str(i))
+    emit.unit_end()
+    emit.idle()
+
+
+def test_no_event_is_lost_doubled_or_moved_by_switches(tmp_path: Path, judge: Judge) -> None:
+    path, count = tmp_path / "t.trace", 20_000
+    with crew(3) as workers, trace(path, period=0.0):
+        for worker in workers:
+            worker.order(number_logs, count, emit.new_g())
+        for i in range(count):
+            emit.log(0, "number", str(i))
+        for worker in workers:
+            worker.answer()
+    judge(path)
+    by_m: dict[int, list[int]] = {}
+    last: dict[int, tuple[int, int]] = {}
+    latest_of_older = 0
+    generation = 0
+    latest = 0
+    for event in order.read_events(path):
+        if event.gen != generation:
+            generation, latest_of_older = event.gen, latest
+        assert event.time > latest_of_older, "a time lies in an older generation"
+        latest = max(latest, event.time)
+        if event.name == "UserLog" and event.string("key") == "number":
+            by_m.setdefault(event.m, []).append(int(event.string("value")))
+            assert last.get(event.m, (0, 0)) < (event.gen, event.time)
+            last[event.m] = (event.gen, event.time)
+    assert len(by_m) == 4
+    assert all(numbers == list(range(count)) for numbers in by_m.values())
+
+
+def wait_inside(g: int, ready: str, go: str) -> None:
+    """In a worker: a unit that says when it runs, and waits for leave to end."""
+    emit.unit_begin(g, 0, emit.frame("crew.wait_inside", "crew.py", 9))
+    with open(ready, "wb"):
+        pass
+    with open(go, "rb"):
+        pass
+    emit.log(0, "released", "yes")
+    emit.unit_end()
+    emit.idle()
+
+
+@pytest.mark.parametrize("header", HEADERS)
+def test_a_trace_that_starts_on_a_running_worker(tmp_path: Path, judge: Judge, header: str) -> None:
+    ready, go, path = tmp_path / "ready", tmp_path / "go", tmp_path / "t.trace"
+    os.mkfifo(ready)
+    os.mkfifo(go)
+    with crew(2) as workers:
+        remove = session.describe_units(lambda: [(g, emit.frame("crew.wait_inside", "crew.py", 9))])
+        g = emit.new_g()
+        for _ in range(3):  # stop and start again, with the unit running all the time
+            if _ == 0:
+                workers[0].order(wait_inside, g, str(ready), str(go))
+                with open(ready, "rb"):
+                    pass
+            start(path, header=header)
+            session.advance()
+            submit(workers[1], 2)
+            stop()
+            judge(path)
+            first = [e for e in order.read_events(path) if e.m == workers[0].pid][:2]
+            assert [e.name for e in first] == ["ProcStatus", "GoStatus" if header == "1.22" else "GoStatusStack"]
+            assert first[1].arg("g") == g
+            if header != "1.22":
+                assert first[1].stack()[0].function == "crew.wait_inside"
+        start(path, header=header)
+        with open(go, "wb"):
+            pass
+        workers[0].answer()
+        stop()
+        remove()
+    judge(path)
+    logs = [e.string("key") for e in order.read_events(path) if e.name == "UserLog" and e.g == g]
+    assert logs == ["released"]
+
+
+def test_units_submitted_before_the_trace_are_created_where_they_start(tmp_path: Path, judge: Judge) -> None:
+    path = tmp_path / "t.trace"
+    with crew(1) as (worker,):
+        g = emit.new_g()
+        created = emit.go_create(g, None, None)
+        assert created == 0
+        with trace(path):
+            session.advance()
+            worker.do(run_unit, g, created, 1)
+    judge(path)
+    assert [e.m for e in order.read_events(path) if e.name == "GoCreate" and e.arg("new_g") == g] == [worker.pid]
+
+
+def endless_logs(g: int, ready: str) -> None:
+    """In a worker: logs until it is killed."""
+    emit.unit_begin(g, 0, None)
+    emit.region_begin(emit.REGION, 0, "outer", None)
+    with open(ready, "wb"):
+        pass
+    i = 0
+    while True:
+        emit.log(0, "number", str(i))
+        i += 1
+
+
+def test_a_killed_worker_leaves_all_that_it_published(tmp_path: Path, judge: Judge) -> None:
+    path, ready = tmp_path / "t.trace", tmp_path / "ready"
+    os.mkfifo(ready)
+    pids = []
+    with crew(1) as (worker,), trace(path, period=0.001):
+        for _ in range(10):
+            worker.order(endless_logs, emit.new_g(), str(ready))
+            with open(ready, "rb"):
+                pass
+            session.advance()
+            pids.append(worker.pid)
+            worker.end(kill=True)
+            worker.start()
+    judge(path)
+    figures = summary()
+    assert figures is not None
+    assert figures["workers_lost"] == 10
+    assert figures["lost_events"] == 0
+    numbers: dict[int, list[int]] = {}
+    lost = []
+    for event in order.read_events(path):
+        if event.name == "UserLog" and event.string("key") == "number":
+            numbers.setdefault(event.m, []).append(int(event.string("value")))
+        elif event.name == "UserLog" and event.string("key") == "worker lost":
+            lost.append(event.m)
+    assert lost == pids
+    for found in numbers.values():
+        assert found == list(range(len(found)))
+
+
+def hold_the_gil(ready: str, microseconds: int) -> str:
+    """In a worker: sleeps in C without letting go of the GIL."""
+    with open(ready, "wb"):
+        pass
+    ctypes.PyDLL(None).usleep(microseconds)
+    return "awake"
+
+
+def test_a_worker_that_holds_the_gil_does_not_hold_up_the_advance(tmp_path: Path, judge: Judge) -> None:
+    path, ready = tmp_path / "t.trace", tmp_path / "ready"
+    os.mkfifo(ready)
+    with crew(1) as (worker,), trace(path):
+        worker.order(hold_the_gil, str(ready), 600_000)
+        with open(ready, "rb"):
+            pass
+        before = session.generation()
+        for _ in range(20):
+            assert session.advance()
+        assert session.generation() >= before + 20
+        os.set_blocking(worker.answers, False)
+        with pytest.raises(BlockingIOError):  # all that, while it slept
+            os.read(worker.answers, 1)
+        os.set_blocking(worker.answers, True)
+        assert worker.answer() == "awake"
+    judge(path)
+
+
+def test_a_parent_that_holds_the_gil_does_not_hold_up_the_workers(tmp_path: Path, judge: Judge) -> None:
+    path, count = tmp_path / "t.trace", 100_000  # more than pipe and buffers hold together
+    with crew(1) as (worker,), trace(path, period=0.05):
+        worker.order(number_logs, count, emit.new_g())
+        while not select_readable(worker.answers):
+            ctypes.PyDLL(None).usleep(300_000)
+        worker.answer()
+    judge(path)
+    figures = summary()
+    assert figures is not None
+    assert figures["lost_events"] == 0
+    numbers = [int(e.string("value")) for e in order.read_events(path) if e.name == "UserLog"]
+    assert numbers == list(range(count))
+
+
+def select_readable(fd: int) -> bool:
+    import select
+
+    return bool(select.select([fd], [], [], 0)[0])
+
+
+def test_threads_come_in_and_go_out(tmp_path: Path, judge: Judge) -> None:
+    path = tmp_path / "t.trace"
+
+    def call(i: int) -> None:
+        for _ in range(20):
+            emit.enter()
+            emit.enter()
+            emit.log(0, "thread", str(i))
+            ticket = emit.go_block("nothing", None)
+            emit.go_resume(ticket)
+            emit.leave()
+            emit.leave()
+
+    with trace(path, period=0.0):
+        threads = [threading.Thread(target=call, args=(i,)) for i in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    found = judge(path)
+    assert found.by_name["GoCreateSyscall"] == 160
+    assert sum(e.name == "UserLog" for e in order.read_events(path)) == 160
+
+
+def test_waker_and_waiter_across_generations(tmp_path: Path, judge: Judge) -> None:
+    """The unblock of a wait that began in an older generation, by another thread and by itself, in all sequences."""
+    path = tmp_path / "t.trace"
+    blocked, resumed = threading.Barrier(2), threading.Barrier(2)
+    tickets: list[emit.Ticket | None] = []
+
+    def wait() -> None:
+        emit.enter()
+        for _ in range(4):
+            tickets.append(emit.go_block("a wait", None))
+            blocked.wait()
+            resumed.wait()
+            emit.go_resume(tickets[-1])
+        emit.leave()
+
+    with trace(path):
+        thread = threading.Thread(target=wait)
+        thread.start()
+        for before, by_us, after in [
+            (False, True, False),
+            (True, True, True),
+            (True, True, False),
+            (True, False, True),
+        ]:
+            blocked.wait()
+            if before:
+                session.advance()
+            if by_us:
+                emit.go_unblock(tickets[-1], None)
+                emit.go_unblock(tickets[-1], None)  # the second does nothing
+            if after:
+                session.advance()
+            resumed.wait()
+        thread.join()
+    assert judge(path).by_name["GoUnblock"] == 4
+
+
+def test_what_a_signal_handler_does_inside_a_wait_is_no_breach(tmp_path: Path, judge: Judge) -> None:
+    path = tmp_path / "t.trace"
+    with crew(1) as (worker,), trace(path):
+        ticket = emit.go_block("a wait", None)
+        g = emit.new_g()
+        created = emit.go_create(g, None, None)  # as a handler would that interrupts the wait
+        assert emit.go_block("inside", None) is None
+        worker.do(run_unit, g, created, 1)
+        emit.go_resume(ticket)
+    judge(path)
+
+
+def test_emits_nested_in_emits(tmp_path: Path, judge: Judge) -> None:
+    path = tmp_path / "t.trace"
+    nested = 0
+
+    def callback(phase: str, info: object) -> None:
+        nonlocal nested
+        if threading.current_thread() is threading.main_thread():  # the reader's thread is not in the trace
+            nested += 1
+            emit.log(0, "nested", str(nested))
+
+    thresholds = gc.get_threshold()
+    with trace(path):
+        gc.callbacks.append(callback)
+        gc.set_threshold(1)
+        try:
+            for i in range(300):
+                body = f"emit.log(0, 'outer', str({i})); emit.region_begin(0, 0, 'r{i}', None); emit.region_end()"
+                exec(f"def f{i}(): {body}", globals())  # a code object that no table has seen
+                globals()[f"f{i}"]()
+        finally:
+            gc.set_threshold(*thresholds)
+            gc.callbacks.remove(callback)
+    judge(path)
+    assert nested > 0
+    logs: dict[str, list[int]] = {"nested": [], "outer": []}
+    for event in order.read_events(path):
+        if event.name == "UserLog":
+            logs[event.string("key")].append(int(event.string("value")))
+    assert logs["outer"] == list(range(300))
+    assert logs["nested"] == list(range(1, nested + 1))
+
+
+def test_more_names_than_the_tables_hold(tmp_path: Path, judge: Judge) -> None:
+    path, count = tmp_path / "t.trace", 70_000
+    kept = emit.frame("kept", "kept.py", 7)
+    with trace(path, period=0.05):
+        for i in range(count):
+            emit.region_begin(emit.REGION, 0, f"name {i}", kept)
+            emit.region_end()
+    judge(path)
+    regions = [e for e in order.read_events(path) if e.name == "UserRegionBegin"]
+    assert [e.string("name") for e in regions] == [f"name {i}" for i in range(count)]
+    assert {e.stack()[0].function for e in regions} == {"kept"}
+
+
+def test_names_are_cut_and_escaped_to_what_the_format_holds(tmp_path: Path, judge: Judge) -> None:
+    path = tmp_path / "t.trace"
+    names = ["é" * 600, "a" + "é" * 600, "\udc80 lone", "", "null \0 inside", "日本" * 200]
+    with trace(path):
+        for name in names:
+            emit.log(0, name, name)
+    judge(path)
+    logs = [(e.string("key"), e.string("value")) for e in order.read_events(path) if e.name == "UserLog"]
+    cut = ["é" * 512, "a" + "é" * 511, "\\udc80 lone", "", "null \0 inside", ("日本" * 200)[:341]]
+    assert logs == [(name, name) for name in cut]
+
+
+def test_a_deep_stack_keeps_its_innermost_frames(tmp_path: Path, judge: Judge) -> None:
+    path = tmp_path / "t.trace"
+
+    def down(n: int) -> None:
+        if n:
+            down(n - 1)
+        else:
+            emit.region_begin(emit.REGION, 0, "deep", None)
+            emit.region_end()
+
+    with trace(path):
+        down(200)
+    judge(path)
+    (region,) = [e for e in order.read_events(path) if e.name == "UserRegionBegin"]
+    frames = region.stack()
+    assert len(frames) == 128
+    assert all(frame.function.endswith("down") for frame in frames)
+
+
+def test_misuse_is_named(tmp_path: Path) -> None:
+    with pytest.raises(MisuseError, match="no trace is on"):
+        stop()
+    with pytest.raises(MisuseError, match="no trace is on"):
+        stop_trace()
+    with pytest.raises(MisuseError, match=r"1\.24.*take one of 1\.22"):
+        start(tmp_path / "t", header="1.24")
+    with pytest.raises(MisuseError, match="period"):
+        start(tmp_path / "t", period=-1)
+    with pytest.raises(TypeError, match="path"):
+        start(3)  # type: ignore[arg-type]
+    with pytest.raises(FileNotFoundError):
+        start(tmp_path / "none" / "t")
+    with trace(tmp_path / "t"), pytest.raises(MisuseError, match="on already"):
+        start(tmp_path / "u")
+    assert not (tmp_path / "u").exists()
+
+
+def test_nobody_reads() -> None:
+    start_trace()
+    emit.log(0, "a", "b")
+    with pytest.raises(MisuseError, match="nobody has read"):
+        stop_trace()
+    assert read_trace() is None
+    start_trace()  # the next one works
+    with pytest.raises(MisuseError):
+        stop_trace()
+
+
+def test_one_reader_at_a_time_and_a_reader_in_the_same_thread(tmp_path: Path, judge: Judge) -> None:
+    start_trace(period=0.001)
+    data = [read_trace()]
+    errors: list[Exception] = []
+    entered = threading.Event()
+
+    def read_all() -> None:
+        entered.set()
+        while (piece := read_trace()) is not None:
+            data.append(piece)
+
+    reader = threading.Thread(target=read_all)
+    reader.start()
+    entered.wait()
+    while not errors:  # the other is inside read_trace sooner or later, and stays there most of the time
+        try:
+            data.append(read_trace())
+        except MisuseError as error:
+            errors.append(error)
+    stop_trace()
+    reader.join()
+    assert "another thread" in str(errors[0])
+
+    start_trace()
+    emit.log(0, "a", "b")
+    pieces = [read_trace()]
+    stop_trace()  # the reader is this thread: the rest is read afterwards
+    while (piece := read_trace()) is not None:
+        pieces.append(piece)
+    path = tmp_path / "t.trace"
+    path.write_bytes(b"".join(piece for piece in pieces if piece))
+    judge(path)
+    assert [e.string("value") for e in order.read_events(path) if e.name == "UserLog"] == ["b"]
+
+
+class Full(io.RawIOBase):
+    """A file on a disk that is full after so many bytes."""
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+
+    def write(self, data: object) -> int:
+        self.room -= len(data)  # type: ignore[arg-type]
+        if self.room < 0:
+            raise OSError(28, "No space left on device")
+        return len(data)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("room", [0, 100, 100_000])
+def test_a_full_disk_costs_the_trace_and_not_the_job(room: int, caplog: pytest.LogCaptureFixture) -> None:
+    start(Full(room), period=0.001)
+    with crew(1) as (worker,):
+        for _ in range(200):
+            assert len(submit(worker, 50)) == 50
+        with pytest.raises(OSError, match="No space left"):
+            stop()
+    assert len([r for r in caplog.records if "cannot be written" in r.message]) == 1
+    start(io.BytesIO())
+    stop()
+
+
+def test_lz4_by_name(tmp_path: Path, judge: Judge) -> None:
+    path = tmp_path / "t.trace.lz4"
+    with trace(path):
+        emit.log(0, "a", "b")
+    assert path.read_bytes()[:4] == b"\x04\x22\x4d\x18"
+    judge(path)
+
+
+def test_a_forked_child_has_no_tracer(tmp_path: Path, judge: Judge) -> None:
+    path = tmp_path / "t.trace"
+    with trace(path):
+        pid = os.fork()
+        if pid == 0:
+            ok = (
+                not emit.enabled()
+                and not emit.enter()
+                and emit.go_create(1, None, None) == 0
+                and session.generation() == 0
+            )
+            emit.log(0, "child", "x")
+            emit.leave()
+            with trace(str(path) + ".child"):  # it may have one of its own
+                emit.log(0, "child", "own")
+            os._exit(0 if ok else 1)
+        assert os.waitpid(pid, 0)[1] == 0
+        emit.log(0, "parent", "y")
+    judge(path)
+    judge(str(path) + ".child")
+    assert [e.string("key") for e in order.read_events(path) if e.name == "UserLog"] == ["parent"]
+
+
+def test_exit_without_stop_leaves_a_whole_trace(tmp_path: Path, judge: Judge) -> None:
+    path = tmp_path / "t.trace"
+    code = f"import pooltrace; from pooltrace.tracer import emit; pooltrace.start({str(path)!r}); emit.log(0, 'a', 'b')"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    judge(path)
+
+
+def test_nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POOLTRACE_DIR", str(tmp_path))
+
+    def held() -> tuple[int, int, int]:
+        return len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task")), len(os.listdir(tmp_path))
+
+    def round_trip() -> None:
+        with crew(2) as workers, trace(io.BytesIO(), period=0.001):
+            assert os.stat(workers[0].place.path).st_mode & 0o777 == 0o600
+            assert os.stat(os.path.dirname(workers[0].place.path)).st_mode & 0o777 == 0o700
+            submit(workers[0], 3)
+            workers[1].end(kill=True)
+
+    round_trip()
+    before = held()
+    for _ in range(20):
+        round_trip()
+    assert held() == before
+    assert before[2] == 0
+
+
+def test_without_room_for_the_arena_the_reason_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POOLTRACE_DIR", str(tmp_path / "none"))
+    with pytest.raises(FileNotFoundError):
+        start(tmp_path / "t.trace")
+    place = arena.worker_open(1)  # a pool goes on without
+    assert (place.entry, place.write_fd) == (-1, -1)
+    assert not arena.attach_worker(place.path, place.entry, place.write_fd)
+    place.gone(None)
+
+
+def stop_self() -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def test_a_stopped_worker_does_not_hold_up_the_advance(tmp_path: Path, judge: Judge) -> None:
+    path = tmp_path / "t.trace"
+    with crew(1) as (worker,), trace(path):
+        g = emit.new_g()
+        created = emit.go_create(g, None, None)
+        worker.order(run_unit, g, created, 3)
+        worker.answer()
+        worker.order(stop_self)
+        os.waitpid(worker.pid, os.WUNTRACED)
+        for _ in range(5):
+            assert session.advance()
+        os.kill(worker.pid, signal.SIGCONT)
+        worker.answer()
+        submit(worker, 2)
+    judge(path)
