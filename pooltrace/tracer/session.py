@@ -96,11 +96,12 @@ def _check(header: str, period: float) -> int:
     return _HEADERS[header]
 
 
-def start_trace(*, header: str = "1.26", period: float = 1.0) -> None:
+def start_trace(*, header: str = "1.26", period: float = 1.0, caller: _core.Stack | None = None) -> None:
     """Starts tracing; somebody must read with :func:`read_trace`.
 
     ``header`` is the format's version ("1.22", "1.23", "1.25", "1.26"), ``period`` the seconds between generations
-    (0: one after the other).  Raises MisuseError during a trace, waits for one that is stopping, and OSError when
+    (0: one after the other), ``caller`` a frame by which viewers call the starting thread (default: its outermost
+    one).  Raises MisuseError during a trace, waits for one that is stopping, and OSError when
     the arena cannot be made.
     """
     number = _check(header, period)
@@ -111,12 +112,14 @@ def start_trace(*, header: str = "1.26", period: float = 1.0) -> None:
             raise MisuseError("a trace is on already: stop it first")
         sources = list(_state.sources)
     units = [unit for source in sources for unit in source()]
+    if caller is None:
+        caller = _core.frame(*_core.stack().frames[-1])
     arena.acquire(required=True)
     try:
         with _state.lock:
             if _state.phase != "off":
                 raise MisuseError("a trace is on already: stop it first")
-            _core.start(number, int(period * 1e9), machine.memory_limit(), _core.stack(1), units)
+            _core.start(number, int(period * 1e9), machine.memory_limit(), caller, units)
             _state.phase = "on"
             _state.last_reader = None
             _state.error = None
@@ -211,10 +214,16 @@ def _failed(error: Exception) -> None:
         _core.stop()  # detached: nobody records any more
 
 
-def start(target: str | os.PathLike[str] | Writable, *, header: str = "1.26", period: float = 1.0) -> None:
+def start(
+    target: str | os.PathLike[str] | Writable,
+    *,
+    header: str = "1.26",
+    period: float = 1.0,
+    caller: _core.Stack | None = None,
+) -> None:
     """Starts a trace into a file (an lz4 frame when its name ends in ``.lz4``) or an object with ``write``.
 
-    As Go's runtime/trace.Start.  ``header`` and ``period`` as in :func:`start_trace`.  Raises MisuseError during a
+    As Go's runtime/trace.Start.  ``header``, ``period`` and ``caller`` as in :func:`start_trace`.  Raises MisuseError during a
     trace and OSError when the file or the arena cannot be made.
     """
     _check(header, period)
@@ -223,7 +232,7 @@ def start(target: str | os.PathLike[str] | Writable, *, header: str = "1.26", pe
             raise MisuseError("a trace is on already: stop it first")
     sink = Sink(target)
     try:
-        start_trace(header=header, period=period)
+        start_trace(header=header, period=period, caller=caller)
     except BaseException:
         with contextlib.suppress(Exception):
             sink.close()
