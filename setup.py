@@ -21,7 +21,7 @@ setup(
                 "-pthread",
                 *os.environ.get("POOLTRACE_CFLAGS", "").split(),
             ],
-            extra_link_args=["-pthread", *os.environ.get("POOLTRACE_LDFLAGS", "").split()],
+            extra_link_args=["-pthread", "-fvisibility=hidden", *os.environ.get("POOLTRACE_LDFLAGS", "").split()],
         )
     ]
 )

@@ -60,23 +60,32 @@ static PyObject *log_event(PyObject *m, PyObject *const *args, Py_ssize_t n) {
     struct writer *w = ready_any();
     if (!w) Py_RETURN_NONE;
     struct refs r = {0};
-    struct string *value = NULL;
+    struct string *made = NULL; /* only for a text that is to be cut or escaped */
+    const void *bytes = NULL;
+    uint32_t len = 0;
     struct event ev;
     uint64_t task;
     emit_begin();
     bool failed = arg_uint(args[0], &task) < 0 || !(r.name = string_of(args[1]));
-    if (!failed) failed = !(value = string_once(args[2]));
-    while (!failed && open_with(w, &ev, 64 + value->len, &r, w->kind == KIND_THREAD)) {
+    if (!failed && PyUnicode_CheckExact(args[2]) && PyUnicode_IS_COMPACT_ASCII(args[2]) &&
+        PyUnicode_GET_LENGTH(args[2]) <= (Py_ssize_t)PT_STRING_MAX) {
+        bytes = PyUnicode_1BYTE_DATA(args[2]);
+        len = (uint32_t)PyUnicode_GET_LENGTH(args[2]);
+    } else if (!failed && !(failed = !(made = string_once(args[2])))) {
+        bytes = made->bytes;
+        len = made->len;
+    }
+    while (!failed && open_with(w, &ev, 64 + len, &r, w->kind == KIND_THREAD)) {
         *ev.p++ = OP_LOG;
         ev.p = put_varint(ev.p, ev.dt);
         ev.p = put_varint(ev.p, task);
         ev.p = put_varint(ev.p, string_id(r.name));
-        ev.p = put_varint(ev.p, value->len);
-        memcpy(ev.p, value->bytes, value->len);
-        ev.p += value->len;
+        ev.p = put_varint(ev.p, len);
+        memcpy(ev.p, bytes, len);
+        ev.p += len;
         if (writer_publish(w, &ev)) break;
     }
-    string_unref(value);
+    string_unref(made);
     return emit_done(&r, failed);
 }
 
