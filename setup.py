@@ -16,12 +16,12 @@ setup(
             define_macros=[("_GNU_SOURCE", "1"), ("PY_SSIZE_T_CLEAN", "1")],
             extra_compile_args=[
                 "-std=gnu11",
-                "-D_GNU_SOURCE",
                 "-O2",
                 "-pthread",
+                "-fvisibility=hidden",
                 *os.environ.get("POOLTRACE_CFLAGS", "").split(),
             ],
-            extra_link_args=["-pthread", "-fvisibility=hidden", *os.environ.get("POOLTRACE_LDFLAGS", "").split()],
+            extra_link_args=["-pthread", *os.environ.get("POOLTRACE_LDFLAGS", "").split()],
         )
     ]
 )
