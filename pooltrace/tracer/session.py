@@ -223,8 +223,8 @@ def start(
 ) -> None:
     """Starts a trace into a file (an lz4 frame when its name ends in ``.lz4``) or an object with ``write``.
 
-    As Go's runtime/trace.Start.  ``header``, ``period`` and ``caller`` as in :func:`start_trace`.  Raises MisuseError during a
-    trace and OSError when the file or the arena cannot be made.
+    As Go's runtime/trace.Start.  ``header``, ``period`` and ``caller`` as in :func:`start_trace`.  Raises MisuseError
+    during a trace and OSError when the file or the arena cannot be made.
     """
     _check(header, period)
     with _state.lock:

@@ -1,0 +1,189 @@
+"""``pooltrace run``: runs a program unchanged in this process, with its pools traced, and sums up afterwards.
+
+How the program runs is ``program``'s business, what a trace is the session's, what is said at the end ``summary``'s.
+Here is only when the trace begins and ends:
+
+1. The program is found and the file opened before anything of the job runs: both may fail, with one line and status 2.
+2. Our exit handler is registered before those of multiprocessing and of the program. Exit handlers run last in, first
+   out: so ours comes after the one that ends multiprocessing's pools, and python has by then waited for the program's
+   threads. The trace is whole however the program ends: by return, exception, ``sys.exit`` or Ctrl-C.
+3. SIGTERM ends a program at once, without exit handlers. So we handle it, end the trace, and die by it all the same.
+   A program with a handler of its own has its own way. A forked child gets the default back before it runs any code:
+   a worker that is busy in C must die of ``terminate()`` at once, as it does without us.
+4. Once the program runs, nothing that goes wrong on our side changes its output or its exit status: it is one line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import atexit
+import logging
+import math
+import os
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+
+from pooltrace.cli import program as programs
+from pooltrace.cli.summary import escape, show, write
+from pooltrace.errors import MisuseError, PooltraceError
+from pooltrace.format.spec import DEFAULT_HEADER, HEADERS
+
+MISUSE = 2
+USAGE = """pooltrace run [-o FILE] [--header H] [--period S] SCRIPT [ARG ...]
+       pooltrace run [-o FILE] [--header H] [--period S] -m MODULE [ARG ...]"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
+    """Add the command's options."""
+    parser = subparsers.add_parser(
+        "run",
+        usage=USAGE,
+        allow_abbrev=False,
+        help="run a program with its process pools traced",
+        description="Run a Python program as python would, with its process pools traced, and sum up afterwards. "
+        "The exit status is the program's own.",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE",
+        help="where the trace goes; .lz4 at the end of the name compresses it (default: pooltrace-NAME-PID.trace here)",
+    )
+    parser.add_argument("--header", choices=list(HEADERS), default=DEFAULT_HEADER, help="version of the trace format")
+    parser.add_argument("--period", metavar="S", type=_seconds, default=1.0, help="seconds a generation (default: 1)")
+    parser.add_argument(
+        "-m", dest="module", metavar="MODULE", nargs=argparse.REMAINDER, help="run a module as python -m"
+    )
+    parser.add_argument("program", metavar="SCRIPT", nargs=argparse.REMAINDER, help="the program and its arguments")
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the program. Whatever it raises, SystemExit too, passes through; our own failures before it return 2."""
+    try:
+        program = _find(args.module, args.program)
+        path = args.output or f"pooltrace-{program.name}-{os.getpid()}.trace"
+        tracing = Tracing(path, program)
+        tracing.start(args.header, args.period)
+    except PooltraceError as error:
+        return _misuse(str(error))
+    except OSError as error:
+        if error.filename in (None, os.path.abspath(path)):
+            return _misuse(
+                f"cannot write the trace to {path!r}: {error.strerror or error}; choose another place with -o"
+            )
+        return _misuse(f"cannot make {error.filename!r}: {error.strerror}; set POOLTRACE_DIR to a writable directory")
+    programs.execute(program)
+    return 0
+
+
+class Tracing:
+    """The trace of this process, from just before the program's first line to after its last exit handler."""
+
+    def __init__(self, path: str, program: programs.Program) -> None:
+        if program.filename and os.path.exists(path) and os.path.samefile(path, program.filename):
+            raise MisuseError(f"the trace would overwrite the program {path!r}; name another file after -o")
+        self._given = path
+        self._path = os.path.abspath(path)
+        self._pid = os.getpid()
+        self._finishing = False  # main thread only, as all of these
+        self._terminated = False
+
+    def start(self, header: str, period: float) -> None:
+        """Open the file and have the program's pools traced. Raises OSError or PooltraceError, then there is none."""
+        from pooltrace.pool import patch
+        from pooltrace.tracer import session
+
+        logging.getLogger("pooltrace").propagate = False  # what goes wrong is said once, by _finish
+        logging.getLogger("pooltrace").addHandler(logging.NullHandler())
+        session.start(self._path, header=header, period=period)
+        _register_first(self._finish)
+        patch.install()
+        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, self._on_sigterm)
+            os.register_at_fork(after_in_child=self._forget_sigterm)
+
+    def _finish(self) -> None:
+        """End the trace and sum up; in the process that began it, once. Never raises, whatever the program left."""
+        if self._finishing or os.getpid() != self._pid:
+            return
+        self._finishing = True
+        from pooltrace.tracer import session
+
+        try:
+            session.stop()
+        except BaseException as error:
+            _say(f"the trace in {self._shown()} is not complete: {_reason(error)}")
+        try:
+            show(session.summary() or {}, self._shown())
+        except BaseException as error:
+            _say(f"no summary, the trace is in {self._shown()}: {_reason(error)}")
+        if self._terminated:
+            _die_by_sigterm()
+
+    def _shown(self) -> str:
+        """The file's name as the user gave it, unless the program has changed its working directory."""
+        return self._given if os.path.abspath(self._given) == self._path else self._path
+
+    def _on_sigterm(self, signum: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._pid:
+            _die_by_sigterm()
+        self._terminated = True
+        self._finish()
+
+    def _forget_sigterm(self) -> None:
+        if signal.getsignal(signal.SIGTERM) == self._on_sigterm:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _find(module: list[str] | None, words: list[str]) -> programs.Program:
+    """The program that the command line names: argparse leaves all words after -m, or after the script, as they are."""
+    if module is not None:
+        words = [*module, *words]
+    elif words[:1] == ["--"]:
+        del words[0]
+    if not words:
+        raise MisuseError("no program: name a script, or a module after -m (see 'pooltrace run --help')")
+    return programs.find_module(words[0], words[1:]) if module is not None else programs.find(words[0], words[1:])
+
+
+def _register_first(handler: Callable[[], None]) -> None:
+    """Have the exit handler run after those with which multiprocessing ends its pools, imported by now or later."""
+    loaded = [sys.modules[name] for name in ("multiprocessing.util", "multiprocess.util") if name in sys.modules]
+    for util in loaded:
+        atexit.unregister(util._exit_function)
+    atexit.register(handler)
+    for util in loaded:
+        atexit.register(util._exit_function)
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value >= 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
+    return value
+
+
+def _die_by_sigterm() -> None:
+    """End as without us: buffers of the program's streams are lost, and the parent sees a death by SIGTERM."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _reason(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def _say(text: str) -> None:
+    """One line on standard error, whatever the program did to it."""
+    write(f"pooltrace: {escape(text)}\n")
+
+
+def _misuse(message: str) -> int:
+    write(f"pooltrace run: {escape(message)}\n")
+    return MISUSE

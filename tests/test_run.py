@@ -1,0 +1,330 @@
+"""``pooltrace run`` against plain python: the same output, error output and exit status, program by program."""
+
+from __future__ import annotations
+
+import os
+import re
+import runpy
+import signal
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+import pooltrace
+from pooltrace.cli.__main__ import main
+
+PROGRAMS = Path(__file__).parent / "programs"
+ENDS: dict[str, Any] = runpy.run_path(str(PROGRAMS / "ends.py"))["ENDS"]
+OURS = re.compile(r"\n?^pooltrace: .*", re.MULTILINE | re.DOTALL)
+TIMEOUT = 120
+
+
+class Ended(NamedTuple):
+    """How a program ended, with its two outputs; addresses of objects made alike."""
+
+    status: int
+    out: str
+    err: str
+
+
+def python(
+    *words: str | Path, cwd: Path = PROGRAMS, stdin: str = "", options: Sequence[str] = (), env: Any = None
+) -> Ended:
+    """Run python in ``cwd``. Its outputs are files: workers that outlive it cannot hold this up."""
+    here = {"PYTHONPATH": str(Path(pooltrace.__file__).parent.parent), "PYTHONHASHSEED": "0"}
+    with open(os.memfd_create("out"), "w+") as out, open(os.memfd_create("err"), "w+") as err:
+        process = subprocess.run(
+            [sys.executable, *options, *map(str, words)],
+            cwd=cwd,
+            env=os.environ | here | (env or {}),
+            input=stdin,
+            text=True,
+            stdout=out,
+            stderr=err,
+            timeout=TIMEOUT,
+        )
+        out.seek(0)
+        err.seek(0)
+        return Ended(process.returncode, *(re.sub(r"0x[0-9a-f]+", "0x", file.read()) for file in (out, err)))
+
+
+def traced(trace: Path, *words: str | Path, **how: Any) -> Ended:
+    """The same under ``pooltrace run``."""
+    return python("-m", "pooltrace", "run", "-o", trace, *words, **how)
+
+
+def without_summary(ended: Ended) -> Ended:
+    """What is left without what we say at the end."""
+    return ended._replace(err=OURS.sub("", ended.err))
+
+
+@pytest.fixture(autouse=True)
+def arenas(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where arenas lie in this test: those that a killed program leaves go away with it."""
+    directory = tmp_path_factory.mktemp("arenas")
+    monkeypatch.setenv("POOLTRACE_DIR", str(directory))
+    return directory
+
+
+@pytest.fixture
+def trace(tmp_path: Path) -> Path:
+    return tmp_path / "a.trace"
+
+
+def same(trace: Path, *words: str | Path, **how: Any) -> Ended:
+    """Asserts that there is no difference between plain python and us; returns how it ended under us."""
+    expected = python(*words, **how)
+    ended = traced(trace, *words, **how)
+    assert without_summary(ended) == expected
+    return ended
+
+
+# How it begins
+
+
+def test_script_sees_what_it_would_see(trace: Path) -> None:
+    assert same(trace, "where.py", "-o", "x", "--", "--header", stdin="text\n").status == 0
+
+
+@pytest.mark.parametrize("options", [["-O"], ["-B", "-Wdefault"], ["-X", "utf8"], ["-I"]])
+def test_options_of_python(trace: Path, options: list[str], tmp_path: Path) -> None:
+    if options == ["-I"] and python("-c", "import pooltrace", options=options, cwd=tmp_path).status:
+        pytest.skip("an isolated python finds pooltrace only where it is installed")
+    same(trace, "where.py", options=options)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="-P is new in Python 3.11")
+def test_safe_path(trace: Path) -> None:
+    same(trace, "where.py", options=["-P"])
+
+
+def test_script_by_other_paths(trace: Path, tmp_path: Path) -> None:
+    (tmp_path / "link.py").symlink_to(PROGRAMS / "where.py")
+    for script in (
+        "./where.py",
+        ".//../programs/./where.py",
+        PROGRAMS / "where.py",
+        tmp_path / "link.py",
+        f"../{PROGRAMS.name}/where.py",
+    ):
+        same(trace, script, "a")
+
+
+def test_module_package_directory_and_zip(trace: Path, tmp_path: Path) -> None:
+    packed = tmp_path / "app.pyz"
+    with zipfile.ZipFile(packed, "w") as file:
+        for name in ("__main__.py", "helper.py"):
+            file.write(PROGRAMS / "app" / name, name)
+    for words in (
+        ["-m", "where", "x", "-m"],
+        ["-m", "app", "3"],
+        ["-m", "app.__main__", "0"],
+        ["app", "4"],
+        [packed, "5"],
+    ):
+        same(trace, *words)
+    assert same(trace, "-m", "app", "6").status == 6
+
+
+def test_module_that_is_not_there_in_a_package(trace: Path) -> None:
+    ended = same(trace, "-m", "app.nowhere")
+    assert ended.status == 1
+    assert "No module named app.nowhere" in ended.err
+
+
+def test_compiled_script(trace: Path, tmp_path: Path) -> None:
+    compiled = tmp_path / "where.pyc"
+    assert python("-c", f"import py_compile; py_compile.compile('where.py', {str(compiled)!r})").status == 0
+    same(trace, compiled, "a")
+
+
+def test_syntax_error_is_shown_as_python_shows_it(trace: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.py"
+    for text in ("x = (\n", "def f(:\n    pass\n", "class A:\nx = 1\n", "return\n"):
+        broken.write_text(text)
+        assert same(trace, broken).status == 1
+        assert not trace.exists()
+    broken.write_bytes(b"# coding: nonsense\n")  # CPython words this in another way for a file
+    assert (traced(trace, broken).status, python(broken).status) == (1, 1)
+
+
+# How it ends
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_end(trace: Path, end: str, arenas: Path, judge: Callable[[Path], object]) -> None:
+    ended = same(trace, "ends.py", end)
+    cut_off = end in ("kill", "os-exit", "atexit-exits")
+    silent = cut_off or end.startswith("closed")
+    assert ("pooltrace: wrote " in ended.err) == (not silent)
+    assert ("pooltrace: no process pool was used" in ended.err) == (not silent)
+    if not cut_off:
+        judge(trace)
+        assert not list(arenas.iterdir())
+
+
+@pytest.mark.parametrize("end", ["return", "error", "interrupt", "exit-text", "exit-3", "hook"])
+def test_end_of_a_module(trace: Path, end: str) -> None:
+    same(trace, "-m", "ends", end)
+
+
+def test_the_command_is_the_same_as_the_module(trace: Path) -> None:
+    command = "import sys; from pooltrace.cli.__main__ import main; sys.exit(main())"
+    for end in ("exit-3", "error", "interrupt"):
+        ended = python("-c", command, "run", "-o", trace, "ends.py", end)
+        assert without_summary(ended) == python("ends.py", end)
+
+
+def test_statuses_are_those_of_python() -> None:
+    statuses = {end: python("ends.py", end).status for end in ("exit-text", "exit-3", "interrupt", "terminate")}
+    assert statuses == {"exit-text": 1, "exit-3": 3, "interrupt": -signal.SIGINT, "terminate": -signal.SIGTERM}
+
+
+# Pools
+
+METHODS = ["fork", "spawn", "forkserver"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("what", ["map", "who", "exit"])
+def test_pool(trace: Path, method: str, what: str, judge: Callable[[Path], object]) -> None:
+    ended = same(trace, "pools.py", method, what)
+    assert "2 slots busy" in ended.err
+    judge(trace)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_pool_of_a_program_that_is_terminated(trace: Path, method: str, judge: Callable[[Path], object]) -> None:
+    plain, ended = python("pools.py", method, "sigterm"), traced(trace, "pools.py", method, "sigterm")
+    assert (ended.status, ended.out) == (plain.status, plain.out) == (-signal.SIGTERM, "3\n")
+    assert "2 slots busy" in ended.err
+    assert without_summary(ended).err == ""  # the stock pool may leave semaphores, and multiprocessing says so
+    judge(trace)
+
+
+@pytest.mark.parametrize("words", [["-m", "pools"], ["./pools.py"]])
+def test_pool_of_a_module(trace: Path, words: list[str]) -> None:
+    assert "2 slots busy" in same(trace, *words, "spawn", "map").err
+
+
+def test_pool_that_is_left_open(trace: Path, arenas: Path, judge: Callable[[Path], object]) -> None:
+    ended = same(trace, "pools.py", "fork", "exit-order")
+    assert "thread [1, 2]" in ended.out
+    assert "2 slots busy" in ended.err
+    assert not list(arenas.iterdir())
+    judge(trace)
+
+
+def test_exception_of_a_worker(trace: Path) -> None:
+    plain, ended = python("pools.py", "fork", "fail"), traced(trace, "pools.py", "fork", "fail")
+    assert (ended.status, ended.out) == (plain.status, plain.out)
+    shown = without_summary(ended).err.splitlines()
+    assert shown[-1] == plain.err.splitlines()[-1] == "LookupError: no 7"
+    assert not [line for line in shown if "pooltrace" in line and "cli" in line]
+
+
+def test_sigterm_ends_a_trace_with_units_that_run(trace: Path, judge: Callable[[Path], object]) -> None:
+    ended = traced(trace, "busy.py")
+    assert ended.status == -signal.SIGTERM
+    assert "2 slots busy" in ended.err
+    assert "1 job, 2 units" in ended.err
+    judge(trace)
+
+
+# Our own options and mistakes
+
+
+@pytest.mark.parametrize("header", ["1.22", "1.23", "1.25", "1.26"])
+def test_header_period_and_compression(tmp_path: Path, header: str, judge: Callable[[Path], object]) -> None:
+    packed = tmp_path / "a.trace.lz4"
+    ended = traced(packed, "--header", header, "--period", "0.01", "pools.py", "fork", "map")
+    assert ended.status == 0
+    assert "lz4 -d " in ended.err
+    assert packed.read_bytes()[:4] == b"\x04\x22\x4d\x18"
+    judge(packed)
+
+
+def test_default_name(tmp_path: Path) -> None:
+    ended = python("-m", "pooltrace", "run", PROGRAMS / "where.py", cwd=tmp_path)
+    (file,) = tmp_path.iterdir()
+    assert re.fullmatch(r"pooltrace-where-\d+\.trace", file.name)
+    assert f"pooltrace: wrote {file.name} " in ended.err
+
+
+def test_name_is_whole_once_the_program_is_elsewhere(tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    ended = python("-m", "pooltrace", "run", "-o", "a.trace", PROGRAMS / "ends.py", "chdir", cwd=work)
+    assert f"pooltrace: wrote {work / 'a.trace'} " in ended.err
+    assert (work / "a.trace").exists()
+
+
+MISUSES = [
+    ([], "no program: name a script"),
+    (["-m"], "no program: name a script"),
+    (["nowhere.py"], "can't open file 'nowhere.py': No such file or directory"),
+    (["golden"], "can't find a __main__ module in 'golden'"),
+    (["-"], "put it into a file"),
+    (["-m", "nowhere_at_all"], "no module named 'nowhere_at_all'"),
+    (["--header", "1.9", "where.py"], "invalid choice: '1.9'"),
+    (["--period", "-1", "where.py"], "'-1' is not a number of seconds"),
+    (["--period", "nan", "where.py"], "'nan' is not a number of seconds"),
+    (["--nonsense", "where.py"], "--nonsense"),
+    (["-o", "/dev/null/x", "where.py"], "cannot write the trace to '/dev/null/x': Not a directory"),
+    (["-o", ".", "where.py"], "cannot write the trace to '.': Is a directory"),
+    (["-o", "where.py", "where.py"], "would overwrite the program"),
+    (["-o", "x", "\x1b[31m.py"], "\\x1b[31m.py"),
+]
+
+
+@pytest.mark.parametrize(("words", "said"), MISUSES)
+def test_misuse_is_one_line_and_nothing_runs(words: list[str], said: str) -> None:
+    before = sorted(PROGRAMS.iterdir())
+    (PROGRAMS / "golden").mkdir(exist_ok=True)
+    try:
+        ended = python("-m", "pooltrace", "run", *words)
+    finally:
+        (PROGRAMS / "golden").rmdir()
+    assert (ended.status, ended.out) == (2, "")
+    assert said in ended.err
+    assert ended.err.startswith("pooltrace run: ")
+    assert ended.err.count("\n") == 1
+    assert sorted(PROGRAMS.iterdir()) == before
+
+
+def test_failure_to_write_changes_nothing_for_the_job(trace: Path) -> None:
+    plain = python("pools.py", "fork", "map")
+    ended = python("-m", "pooltrace", "run", "-o", "/dev/full", "pools.py", "fork", "map")
+    assert without_summary(ended) == plain
+    assert (
+        "pooltrace: the trace in /dev/full is not complete: OSError: [Errno 28] No space left on device\n" in ended.err
+    )
+    assert "Traceback" not in ended.err
+
+
+def test_no_place_for_the_arena_is_one_line(trace: Path, tmp_path: Path) -> None:
+    ended = traced(trace, "where.py", env={"POOLTRACE_DIR": str(tmp_path / "nowhere")})
+    assert (ended.status, ended.out, ended.err.count("\n")) == (2, "", 1)
+    assert "set POOLTRACE_DIR to a writable directory" in ended.err
+
+
+@pytest.mark.parametrize("words", [["--version"], ["--help"], ["run", "--help"]])
+def test_help(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    assert pooltrace.__version__ in shown if words == ["--version"] else "usage: pooltrace" in shown
+
+
+@pytest.mark.parametrize("words", [[], ["nonsense"], ["run", "--nonsense"]])
+def test_misuse_of_the_command(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
