@@ -1,6 +1,6 @@
 """Measures what tracing costs, as ratios against a peer in the same run; a bare time would say more of the machine.
 
-``python scripts/bench.py [--quick] [--json] [--only event,bytes,memory,off]``. How each figure is taken:
+``python scripts/bench.py [--quick] [--json] [--only event,bytes,...]``. How each figure is taken:
 
 event   One emitted event with a trace on, against ``time.perf_counter_ns()``. Loops of the same shape, two calls each
         pass, on the thread that started the trace: clock and clock; region begin and region end; log and log, with
@@ -17,11 +17,16 @@ off     A pool with no trace on, against the same pool with the tracer stubbed o
         ids are still given out, and a chunk's loop is ``list(map(...))``). Two processes with a pool of two workers
         each take turns (a b b a), the other one asleep meanwhile; ratios are of neighbours, the figure is their median
         over several such pairs of processes. Units of 100 us look at the clock until 100 us are over.
+truth   How far the duration of an item in the trace is from the one that the item itself took of its body, over
+        100,000 units of one item each (``--quick``: 20,000): the median, and the value that 99.9 % stay below.
+gil     The longest of ten advances of the generation while a worker sleeps for 3 s in C with the GIL in its hands; and
+        the longest gap between two items of a worker while the parent does the same for 1 s.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import itertools
 import json
 import os
@@ -233,6 +238,95 @@ def bench_off(quick: bool) -> Iterable[Figure]:
     yield Figure.of("tracing off / no tracer, no-op units", ratios["noop"], "", 1.1)
 
 
+# Truth
+
+
+def noted(_: object) -> tuple[int, int, int]:
+    """An item that says where and when it ran: pid, begin and end in ns."""
+    begin = time.perf_counter_ns()
+    return os.getpid(), begin, time.perf_counter_ns()
+
+
+def item_times(path: Path, name: str) -> dict[int, list[tuple[int, int]]]:
+    """Begin and end of each item in a trace, by worker, in order."""
+    from pooltrace.format import order
+
+    items: dict[int, list[tuple[int, int]]] = {}
+    begins: dict[int, int] = {}
+    for event in order.read_events(path):
+        if event.name == "UserRegionBegin" and event.string("name").endswith(name):
+            begins[event.m] = event.time
+        elif event.name == "UserRegionEnd" and event.m in begins:
+            items.setdefault(event.m, []).append((begins.pop(event.m), event.time))
+    return items
+
+
+def bench_truth(quick: bool) -> Iterable[Figure]:
+    """Durations in the trace against the program's own."""
+    import pooltrace
+
+    count = 20_000 if quick else 100_000
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "a.trace"
+        with pooltrace.trace(path), pooltrace.StdPool(2) as pool:
+            notes = pool.map(noted, range(count), chunksize=1)
+        traced = item_times(path, ".noted")
+    own: dict[int, list[tuple[int, int]]] = {}
+    for pid, begin, end in sorted(notes, key=lambda note: note[1]):
+        own.setdefault(pid, []).append((begin, end))
+    if {pid: len(items) for pid, items in own.items()} != {m: len(items) for m, items in traced.items()}:
+        raise RuntimeError("the trace has other items than the program")
+    apart = sorted(
+        abs((theirs[1] - theirs[0]) - (ours[1] - ours[0]))
+        for pid, items in own.items()
+        for ours, theirs in zip(items, traced[pid])
+    )
+    yield Figure.of(f"durations differ by, median of {count:,}", [apart[count // 2] / 1e3], "us", 50)
+    yield Figure.of("durations differ by, 99.9 %", [apart[count * 999 // 1000] / 1e3], "us", 2000)
+
+
+# Who holds the GIL
+
+
+def hold(_: object) -> None:
+    """Three seconds in C, with the GIL."""
+    ctypes.PyDLL(None).usleep(3_000_000)
+
+
+def bench_gil(quick: bool) -> Iterable[Figure]:
+    """Advances and items while somebody holds the GIL."""
+    import pooltrace
+    from pooltrace.tracer import session
+
+    del quick
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "a.trace"
+        with pooltrace.trace(path), pooltrace.StdPool(1) as pool:
+            holding = pool.map_async(hold, [0])
+            advances = []
+            for _ in range(10):
+                time.sleep(0.1)
+                start = time.perf_counter_ns()
+                session.advance()
+                advances.append((time.perf_counter_ns() - start) / 1e6)
+            if holding.ready():
+                raise RuntimeError("the worker was awake before the advances were over")
+            holding.wait()
+            spinning = pool.map_async(spin, range(15_000), chunksize=15_000)
+            time.sleep(0.2)
+            start = time.perf_counter_ns()
+            ctypes.PyDLL(None).usleep(1_000_000)
+            end = time.perf_counter_ns()
+            if spinning.ready():
+                raise RuntimeError("the worker was done before the parent was awake")
+            spinning.wait()
+        (items,) = item_times(path, ".spin").values()
+    within = [time for time in items if start <= time[0] and time[1] <= end]
+    gaps = [(after[0] - before[1]) / 1e6 for before, after in itertools.pairwise(within)]
+    yield Figure.of("longest advance while a worker holds its GIL", [max(advances)], "ms", 100)
+    yield Figure.of("longest gap between items while the parent does", [max(gaps)], "ms", 100)
+
+
 # Processes, and what is shown
 
 
@@ -283,6 +377,8 @@ BENCHES: dict[str, Callable[[bool], Iterable[Figure]]] = {
     "bytes": bench_bytes,
     "memory": bench_memory,
     "off": bench_off,
+    "truth": bench_truth,
+    "gil": bench_gil,
 }
 
 
