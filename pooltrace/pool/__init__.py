@@ -1,0 +1,1 @@
+"""The pool: an engine with one channel per worker, and its faces over the two families' Pool classes."""

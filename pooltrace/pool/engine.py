@@ -1,0 +1,483 @@
+"""The dispatcher: one thread per pool that gives units to workers, takes their answers, notices deaths and fills the
+slots again.
+
+All of an Engine's state is this thread's alone, except for what is named below; other threads put work into `inbox`,
+set `state` and call `wake`. It knows neither the pool object (which may be collected while it runs) nor how results are
+made of answers: see intake.py.
+
+What holds, and what breaks otherwise:
+1. A worker takes a claim before it starts a unit, the engine takes one to take a unit back: so no unit runs twice, and
+   a death says which unit had begun (it fails with WorkerLostError) and which had not (they go to others).
+2. After a unit was taken back the worker gets nothing until it has said that it skipped that frame: else the next
+   frame's claim would start the one that was taken back.
+3. A dead worker's channel is read to its end before its units are judged: an answer that came counts.
+4. Writing never blocks: a worker that does not read holds up nobody. Nothing waits for a process but the ends of the
+   pool, bounded.
+5. A unit that waits behind a running one is given to a worker that has nothing to do: else a unit could wait for ever
+   for one behind it.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import socket
+import sys
+import threading
+import time
+from collections import deque
+
+from pooltrace.errors import InternalError, MisuseError, WorkerLostError
+from pooltrace.pool import frames, intake
+from pooltrace.pool.jobs import AHEAD, Job, Outcome, Unit
+from pooltrace.pool.serialize import Serializer, main_is_importable
+from pooltrace.pool.slots import DEPTH, Plan, Process, Slot
+from pooltrace.pool.waits import Event
+from pooltrace.tracer import arena, emit, session
+
+RUN, CLOSE, TERMINATE = "RUN", "CLOSE", "TERMINATE"
+GRACE = 0.5  # seconds between SIGTERM and SIGKILL
+GIVE_UP = 3.0  # seconds after SIGKILL: a process that is still there is in uninterruptible sleep
+MOST_SENDS = 5  # of a unit that no worker lived to begin
+PAUSE = 0.5  # seconds before a slot is filled again when starts keep failing
+
+
+class Engine:
+    def __init__(self, plan: Plan, processes: int, start_method: str) -> None:
+        self.pid = os.getpid()
+        self.state = RUN  # any thread, towards TERMINATE only
+        self.inbox: deque[Unit] = deque()  # any thread appends, the dispatcher takes
+        self.cache = intake.Cache(self)
+        self.jobs: dict[int, Job] = {}  # any thread adds and removes: single operations
+        self.fault: Exception | None = None  # set once, before all that waits is given up: no job can succeed any more
+        self.finished = Event("waiting for the pool to end")
+        self.processes: list[Process] = []
+        self.thread = threading.Thread(target=self._run, name="pooltrace dispatcher", daemon=True)
+        self._serializer = Serializer(plan.family, start_method == "fork" or main_is_importable())
+        self._pending: deque[Unit] = deque()
+        self._asleep = False  # dispatcher: `wake` has to write
+        self._poked = False  # any thread: look again before you sleep
+        self._failures = 0  # starts that failed, since the last that did not
+        self._idle_deaths = 0  # workers that died with nothing to do, since the last answer
+        self._slots: list[Slot] = []
+        read_fd, write_fd = os.pipe()
+        self._lifeline = frames.End(write_fd)
+        frames.own(self._lifeline)
+        arena.acquire()
+        try:
+            self._launch_all(plan._replace(lifeline=read_fd), processes)
+        except BaseException:
+            arena.release()
+            frames.disown(self._lifeline)
+            os.close(read_fd)
+            raise
+        self._lifeline_read = frames.End(read_fd)
+        self._selector = selectors.DefaultSelector()
+        self._waker, self._woken = socket.socketpair()
+        for end in (self._waker, self._woken):
+            end.setblocking(False)
+        frames.own(self._selector, self._waker, self._woken)
+        self._selector.register(self._woken, selectors.EVENT_READ, None)
+        for slot in self._slots:
+            self._watch(slot)
+        self._forget_units = session.describe_units(self._units_in_flight)
+        self.thread.start()
+
+    # -- any thread
+
+    def wake(self) -> None:
+        """After any change that the dispatcher has to see."""
+        self._poked = True
+        if self._asleep:
+            try:
+                self._waker.send(b".")
+            except OSError:
+                pass  # full: it is awake; closed: the pool has ended
+
+    def close(self) -> None:
+        if self.state == RUN:
+            self.state = CLOSE
+        self.wake()
+
+    def terminate(self) -> None:
+        """Ends everything now: jobs that are not done fail, workers are killed. Returns when they are gone."""
+        if os.getpid() != self.pid:
+            return
+        self.state = TERMINATE
+        self.wake()
+        if threading.current_thread() is not self.thread:
+            self.finished.wait(GRACE + GIVE_UP + 2.0)
+            self.thread.join(1.0)
+
+    def join(self) -> None:
+        if os.getpid() != self.pid:
+            return
+        if threading.current_thread() is self.thread:
+            raise MisuseError("a pool cannot be joined by one of its own callbacks")
+        self.finished.wait()
+        self.thread.join()
+
+    def _units_in_flight(self) -> list[tuple[int, emit.Stack]]:
+        units = [*list(self.inbox), *list(self._pending)]
+        for slot in self._slots:
+            if slot.process is not None:
+                units.extend(list(slot.inflight))
+        return [(unit.g, unit.job.start) for unit in units]
+
+    # -- the pool's maker
+
+    def _launch_all(self, plan: Plan, processes: int) -> None:
+        try:
+            for _ in range(processes):
+                slot = Slot(plan)
+                self._slots.append(slot)
+                self.processes.append(slot.launch())
+        except BaseException:
+            for process in self.processes:
+                if process.exitcode is None:
+                    process.terminate()
+            for process in self.processes:
+                process.join()
+            for slot in self._slots:
+                if slot.process is not None:
+                    slot.bury(None)
+                slot.free()
+            raise
+
+    # -- the dispatcher's thread from here on
+
+    def _run(self) -> None:
+        emit.enter()
+        try:
+            while self.state != TERMINATE and not self._ended():
+                self._turn(self._wait())
+        except BaseException as error:
+            self.fault = InternalError(f"the pool's dispatcher failed: {error!r}")
+            self.fault.__cause__ = error
+            sys.excepthook(type(error), error, error.__traceback__)
+        finally:
+            try:
+                self._end()
+            finally:
+                emit.leave()
+                self.finished.set()
+
+    def _ended(self) -> bool:
+        if self.state != CLOSE or self.cache or self._pending or self.inbox:
+            return False
+        for slot in self._slots:
+            if slot.process is not None:
+                slot.stop()
+                self._flush(slot)
+        return all(slot.process is None for slot in self._slots)
+
+    def _wait(self) -> list[tuple[selectors.SelectorKey, int]]:
+        """Waits for something to do. Whoever changes something after the check of _poked sees that we sleep."""
+        self._asleep = True
+        if self._poked:
+            self._asleep = self._poked = False
+            return self._selector.select(0)
+        waiting = [slot.retry_at for slot in self._slots if slot.process is None and self._to_be_filled()]
+        timeout = max(0.0, min(waiting) - time.monotonic()) if waiting else None
+        if not emit.enabled():
+            events = self._selector.select(timeout)
+            self._asleep = self._poked = False
+            return events
+        emit.enter()
+        ticket = emit.go_block("waiting for workers", None)
+        try:
+            events = self._selector.select(timeout)
+        finally:
+            emit.go_resume(ticket)
+            emit.leave()
+        self._asleep = self._poked = False
+        return events
+
+    def _turn(self, events: list[tuple[selectors.SelectorKey, int]]) -> None:
+        """One round: answers, deaths, new units, slots."""
+        traced = emit.enabled() and (emit.enter() or True)
+        received: list[tuple[Slot, frames.Frame]] = []
+        dead: list[Slot] = []
+        if traced:
+            emit.region_begin(emit.PHASE, 0, "receive", None)
+        for key, mask in events:
+            if key.data is None:
+                self._drain_waker()
+            elif key.fileobj is not key.data.channel:
+                dead.append(key.data)
+            else:
+                if mask & selectors.EVENT_READ:
+                    self._receive(key.data, received)
+                if mask & selectors.EVENT_WRITE:
+                    self._flush(key.data)
+        if traced:
+            emit.region_end()
+        self._answer(received, traced)
+        received.clear()
+        for slot in dead:
+            self._died(slot)
+        while self.inbox:
+            self._pending.append(self.inbox.popleft())
+        if self.fault is not None:
+            self._pending.clear()  # who put them there has seen the fault, too, and told its job
+        self._assign(traced)
+        self._fill()
+        if traced:
+            emit.leave()
+
+    def _drain_waker(self) -> None:
+        try:
+            self._woken.recv(4096)
+        except OSError:
+            pass
+
+    def _receive(self, slot: Slot, received: list[tuple[Slot, frames.Frame]]) -> None:
+        received.extend((slot, frame) for frame in slot.receive())
+        if slot.ended:
+            self._selector.unregister(slot.channel)
+
+    # -- answers
+
+    def _answer(self, received: list[tuple[Slot, frames.Frame]], traced: bool) -> None:
+        outcomes: list[tuple[Unit, Outcome]] = []
+        if traced and received:
+            emit.region_begin(emit.PHASE, 0, "unpickle", None)
+        for slot, frame in received:
+            if frame.kind == frames.RESULT:
+                unit = slot.inflight.popleft()
+                slot.answered += 1
+                self._idle_deaths = 0
+                if unit.g != frame.unit:
+                    raise InternalError(f"unit {unit.g} was expected from its worker, {frame.unit} came")
+                outcomes.append((unit, self._outcome(unit, frame)))
+            elif frame.kind == frames.SKIPPED:
+                slot.skipping = False
+            elif frame.kind == frames.READY:
+                slot.ready = True
+                self._failures = 0
+            elif frame.kind == frames.START_FAILED:
+                slot.start_error = self._load_error(frame)
+        if traced and received:
+            emit.region_end()
+        for unit, outcome in outcomes:
+            self._complete(unit, outcome)
+
+    def _outcome(self, unit: Unit, frame: frames.Frame) -> Outcome:
+        success = not frame.flags & frames.FAILED
+        try:
+            return success, Serializer.loads(frame.payload, frame.buffers)
+        except BaseException as error:
+            size = len(frame.payload) + sum(buffer.nbytes for buffer in frame.buffers)
+            what = "result" if success else "exception"
+            wrapped = intake.encoding_error(
+                self._serializer.family, error, f"<{what} of {unit.job.name}, {size} bytes>"
+            )
+            return False, wrapped
+
+    def _load_error(self, frame: frames.Frame) -> BaseException:
+        try:
+            error = Serializer.loads(frame.payload, frame.buffers)
+            return error if isinstance(error, BaseException) else RuntimeError(repr(error))
+        except BaseException as failure:
+            return failure
+
+    def _complete(self, unit: Unit, outcome: Outcome) -> None:
+        result = self.cache.get(unit.job.id)
+        if result is not None:
+            intake.deliver(result, unit.index, outcome, unit.weight)
+
+    def _fail(self, unit: Unit, error: BaseException) -> None:
+        self._complete(unit, (False, error))
+
+    # -- units to workers
+
+    def _assign(self, traced: bool) -> None:
+        if traced and self._pending:
+            emit.region_begin(emit.PHASE, 0, "pickle", None)
+        touched: dict[Slot, None] = {}
+        for _ in range(2):
+            self._hand_out(touched)
+            if self._pending or not self._take_back():
+                break
+        if traced and touched:
+            emit.region_end()
+            emit.region_begin(emit.PHASE, 0, "write", None)
+        for slot in touched:
+            self._flush(slot)
+        if traced and touched:
+            emit.region_end()
+
+    def _hand_out(self, touched: dict[Slot, None]) -> None:
+        for depth in range(DEPTH):
+            for slot in self._slots:
+                while slot.room() == depth:
+                    unit = self._next_unit()
+                    if unit is None:
+                        return
+                    try:
+                        slot.post(unit, self._serializer)
+                    except BaseException as error:
+                        self._fail(unit, error)
+                    else:
+                        touched[slot] = None
+
+    def _next_unit(self) -> Unit | None:
+        """The oldest unit that still has to run."""
+        while self._pending:
+            unit = self._pending.popleft()
+            job = unit.job
+            job.sent += 1
+            if job.fed and not job.room.is_set() and job.fed - job.sent <= AHEAD // 2:
+                job.room.set()
+            if unit.error is not None:
+                self._fail(unit, unit.error)
+            elif not job.over:
+                return unit
+        return None
+
+    def _take_back(self) -> bool:
+        """For each worker with nothing to do one unit that waits behind another."""
+        hungry = sum(1 for slot in self._slots if slot.room() == 0)
+        for slot in self._slots:
+            if hungry <= len(self._pending):
+                break
+            unit = slot.take_back() if slot.process is not None else None
+            if unit is not None:
+                unit.job.sent -= 1
+                self._pending.append(unit)
+        return bool(self._pending)
+
+    def _flush(self, slot: Slot) -> None:
+        waiting = not slot.flush()
+        if waiting != slot.writing and not slot.ended:
+            slot.writing = waiting
+            mask = selectors.EVENT_READ | (selectors.EVENT_WRITE if waiting else 0)
+            self._selector.modify(slot.channel, mask, slot)
+
+    # -- deaths and starts
+
+    def _watch(self, slot: Slot) -> None:
+        self._selector.register(slot.channel, selectors.EVENT_READ, slot)
+        self._selector.register(slot.watch(), selectors.EVENT_READ, slot)
+
+    def _died(self, slot: Slot) -> None:
+        """Rule 3: first what it has said, then what it has not."""
+        process = slot.process
+        if process is None:
+            return
+        self._answer([(slot, frame) for frame in slot.receive_rest()], False)
+        if not slot.ended:
+            self._selector.unregister(slot.channel)
+        self._selector.unregister(slot.pidfd if slot.pidfd >= 0 else process.sentinel)
+        begun, waiting = slot.unanswered()
+        served = slot.plan.max_tasks is not None and slot.answered >= slot.plan.max_tasks
+        expected = slot.stopping or served or self.state == TERMINATE
+        ready, start_error = slot.ready, slot.start_error
+        how = slot.how_it_ended()
+        slot.bury(None if expected or start_error is not None else how)
+        for unit in begun:
+            self._fail(unit, self._lost(unit, process, how))
+        for unit in reversed(waiting):
+            if unit.sends >= MOST_SENDS:
+                self._fail(unit, self._lost(unit, process, how))
+            else:
+                unit.job.sent -= 1
+                self._pending.appendleft(unit)
+        if expected:
+            return
+        if not ready:
+            why = how if start_error is None else f"the initializer raised {type(start_error).__name__}: {start_error}"
+            self._start_failed(slot, start_error, why)
+        elif not begun:
+            self._idle_deaths += 1
+            if self._idle_deaths > 3 * len(self._slots) + 10:
+                slot.retry_at = time.monotonic() + PAUSE
+
+    def _lost(self, unit: Unit, process: Process, how: str) -> WorkerLostError:
+        where = f"item {unit.index}"
+        if unit.span is not None:
+            where = f"items {unit.span[0]} to {min(unit.span[1], len(unit.what)) - 1}"
+        elif unit.job.kind != frames.APPLY:
+            where = f"chunk {unit.index} of {len(unit.what)} items"
+        if unit.sends >= MOST_SENDS:
+            text = f"{unit.sends} workers died before they could begin {unit.job.name} ({where}); of the last, {how}"
+        else:
+            text = f"worker {how} while it ran {unit.job.name} ({where})"
+        code = process.exitcode
+        signal = -code if code is not None and code < 0 else None
+        return WorkerLostError(text, pid=process.pid or 0, signal=signal, exitcode=None if signal else code)
+
+    def _start_failed(self, slot: Slot, error: BaseException | None, why: str) -> None:
+        self._failures += 1
+        if self._failures <= 3 + len(self._slots):
+            return
+        if any(other.process is not None and other.ready for other in self._slots):
+            slot.retry_at = time.monotonic() + PAUSE
+            return
+        fault = MisuseError(f"no worker can be started: {self._failures} starts in a row failed; the last: {why}")
+        fault.__cause__ = error
+        self._give_up(fault, True)
+
+    def _give_up(self, fault: Exception, callbacks: bool) -> None:
+        """No job can succeed any more: all that wait are told."""
+        self.fault = self.fault or fault
+        self._pending.clear()
+        self.inbox.clear()
+        for result in list(self.cache.values()):
+            intake.abort(result, self.cache, fault, callbacks)
+
+    def _to_be_filled(self) -> bool:
+        return self.fault is None and (self.state == RUN or bool(self.cache))
+
+    def _fill(self) -> None:
+        for index, slot in enumerate(self._slots):
+            if slot.process is not None or not self._to_be_filled() or slot.retry_at > time.monotonic():
+                continue
+            try:
+                self.processes[index] = slot.launch()
+            except Exception as error:
+                slot.process = None
+                self._start_failed(slot, error, repr(error))
+                slot.retry_at = time.monotonic() + PAUSE / 10
+            else:
+                self._watch(slot)
+
+    # -- the end
+
+    def _end(self) -> None:
+        """Jobs fail, workers go, and all that was ours is given back. Nothing here waits without a bound."""
+        self._give_up(self.fault or MisuseError("the pool was terminated before this result was in"), False)
+        alive = {slot: slot.process for slot in self._slots if slot.process is not None}
+        for process in alive.values():
+            process.terminate()
+        self._await_deaths(GRACE)
+        for slot, process in alive.items():
+            if slot.process is not None:
+                process.kill()
+        self._await_deaths(GIVE_UP)
+        self._forget_units()
+        for slot in self._slots:
+            if slot.process is not None:
+                print(
+                    f"pooltrace: worker pid {slot.process.pid} does not die (uninterruptible sleep?)", file=sys.stderr
+                )
+            slot.free()
+        frames.disown(self._selector, self._waker, self._woken, self._lifeline, self._lifeline_read)
+        arena.release()
+        self.processes, self._slots = [], []  # an engine is part of a cycle; what holds descriptors and buffers is not
+
+    def _await_deaths(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while any(slot.process is not None for slot in self._slots):
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return
+            for key, _ in self._selector.select(left):
+                if key.data is None:
+                    self._drain_waker()
+                elif key.fileobj is not key.data.channel:
+                    self.state = TERMINATE
+                    self._died(key.data)
+                else:
+                    self._selector.unregister(key.data.channel)
+                    key.data.ended = True

@@ -1,0 +1,269 @@
+"""Where the stock API layer hands work over, and where answers become its results.
+
+The stock classes create a result, which puts itself into the pool's cache, and put tasks into the pool's task queue.
+Both objects are ours: the cache makes the result's waits and callbacks visible, the queue turns tasks into units. Knows
+the stock results' private attributes (the same in CPython 3.10 to 3.13 and in multiprocess); nothing of workers.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pooltrace.errors import MisuseError
+from pooltrace.pool import frames, jobs
+from pooltrace.pool.jobs import AHEAD, Job, Outcome, Tasks, Unit
+from pooltrace.pool.waits import Condition, Event
+from pooltrace.tracer import emit
+
+if TYPE_CHECKING:
+    from pooltrace.pool.engine import Engine
+
+SetLength = Callable[[int], None]
+
+
+class Result(Protocol):
+    """What is used of the stock results."""
+
+    _job: int
+
+    def _set(self, i: int, obj: Outcome) -> None: ...
+
+
+class Cache(dict[int, Any]):
+    """The results that wait for answers. The stock code deletes one when its last answer is in: its job is over."""
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__()
+        self._engine = engine
+
+    def __setitem__(self, job_id: int, result: Any) -> None:
+        engine = self._engine
+        if hasattr(result, "_event"):
+            result._event = Event("waiting for a result", lambda: end_job(engine, job_id), engine.thread)
+            result._callback = _guarded(result._callback)
+            result._error_callback = _guarded(result._error_callback)
+        else:
+            result._cond = Condition("waiting for the next result")
+        super().__setitem__(job_id, result)
+
+    def __delitem__(self, job_id: int) -> None:
+        if self.pop(job_id, None) is not None:
+            end_job(self._engine, job_id)
+            if not self:
+                self._engine.wake()
+
+
+def end_job(engine: Engine, job_id: int) -> None:
+    """By whichever thread brought the last answer; the second call does nothing."""
+    job = engine.jobs.pop(job_id, None)
+    if job is None:
+        return
+    job.end()
+    if emit.enabled():
+        emit.enter()
+        emit.task_end(job.task)
+        emit.leave()
+
+
+def _guarded(callback: Callable[[Any], object] | None) -> Callable[[Any], None] | None:
+    """A user's callback; what it raises is reported, and does not keep its result from becoming ready."""
+    if callback is None:
+        return None
+
+    def run(value: Any) -> None:
+        emit.region_begin(emit.PHASE, 0, "callback", None)
+        try:
+            callback(value)
+        except BaseException as error:
+            threading.excepthook(
+                threading.ExceptHookArgs((type(error), error, error.__traceback__, threading.current_thread()))
+            )
+        finally:
+            emit.region_end()
+
+    return run
+
+
+def encoding_error(family: str, error: BaseException, value: str) -> Exception:
+    wrapped = importlib.import_module(family + ".pool").MaybeEncodingError(error, value)
+    assert isinstance(wrapped, Exception)
+    wrapped.__cause__ = error
+    return wrapped
+
+
+def deliver(result: Any, index: int, outcome: Outcome, weight: int) -> None:
+    """Sets one answer; an error of the user's iterable may stand for several."""
+    for step in range(weight):
+        try:
+            result._set(index + step, outcome)
+        except Exception:
+            sys.excepthook(*sys.exc_info())
+            return
+
+
+def abort(result: Any, cache: Cache, error: BaseException, callbacks: bool) -> None:
+    """Fails a result that nobody can bring any more, whatever it still waits for. Once per result."""
+    if result._job not in cache:
+        return
+    if hasattr(result, "_event"):
+        if not callbacks:
+            result._callback = result._error_callback = None
+        left = getattr(result, "_number_left", 1)
+        deliver(result, 0, (False, error), max(1, left))
+        return
+    with result._cond:
+        result._items.append((False, error))
+        result._index += 1
+    _end_iterator(result)
+    del cache[result._job]
+
+
+def _end_iterator(result: Any) -> None:
+    """What the iterator has is all that it will have."""
+    with result._cond:
+        result._length = result._index
+        result._pool = None
+        result._cond.notify_all()
+
+
+class TaskQueue:
+    """Stands in for the stock pool's task queue: `put` is where a call's tasks arrive, in the caller's thread."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def put(self, item: tuple[Iterable[Any], SetLength | None]) -> None:
+        tasks, set_length = item
+        engine = self._engine
+        if os.getpid() != engine.pid:
+            raise MisuseError("this pool belongs to the process that made it; a forked process must make its own")
+        if isinstance(tasks, Tasks):
+            if set_length is not None:
+                self._imap(tasks, set_length)
+            else:
+                self._map(tasks)
+            return
+        for job_id, index, function, args, kwds in tasks:
+            job = self._begin(job_id, frames.APPLY, function, "apply")
+            self._submit(job, [Unit(job, index, (args, kwds))], _callers_stack())
+        if set_length is not None:
+            raise MisuseError("this kind of task list is not known")
+
+    def _begin(self, job_id: int, kind: int, function: object, call: str) -> Job:
+        job = Job(job_id, kind, function)
+        self._engine.jobs[job_id] = job
+        if emit.enabled():
+            emit.enter()
+            emit.task_begin(job.task, 0, f"{call}({job.name.rpartition('.')[2]})", _callers_stack())
+            emit.leave()
+        return job
+
+    def _submit(self, job: Job, units: Iterable[Unit], stack: emit.Stack | None) -> None:
+        engine = self._engine
+        if stack is not None:
+            emit.enter()
+            for unit in units:
+                if unit.error is None:
+                    unit.generation = emit.go_create(unit.g, job.start, stack)
+                engine.inbox.append(unit)
+            emit.leave()
+        else:
+            engine.inbox.extend(units)
+        engine.wake()
+        if engine.fault is not None:
+            result = engine.cache.get(job.id)
+            if result is not None:
+                abort(result, engine.cache, engine.fault, True)
+
+    def _map(self, tasks: Tasks) -> None:
+        result = self._engine.cache.get(tasks.job_id)
+        if result is None:
+            return  # of nothing: it was ready when it was made
+        kind, batches = jobs.kind_of(tasks.function), tasks.batches()
+        if kind is None or batches is None:
+            raise MisuseError("this kind of task list is not known")
+        function, items, size = batches
+        job = self._begin(tasks.job_id, kind, function, "map" if kind == frames.MAP else "starmap")
+        try:
+            self._submit(job, jobs.finite_units(job, items, size, result._number_left), _callers_stack())
+        except BaseException as error:  # Ctrl-C while the user's iterable was consumed: nobody will bring the rest
+            abort(result, self._engine.cache, error, False)
+            raise
+
+    def _imap(self, tasks: Tasks, set_length: SetLength) -> None:
+        kind, batches = jobs.kind_of(tasks.function), tasks.batches()
+        chunked = kind is not None and batches is not None
+        function: object = batches[0] if chunked and batches else tasks.function
+        result = set_length.__self__  # type: ignore[attr-defined]
+        call = "imap_unordered" if "Unordered" in type(result).__name__ else "imap"
+        job = self._begin(tasks.job_id, kind if chunked and kind else frames.APPLY, function, call)
+        feeder = threading.Thread(
+            target=self._feed,
+            args=(job, tasks.iterable, chunked, set_length, _callers_stack()),
+            name="pooltrace feeder",
+            daemon=True,
+        )
+        feeder.start()
+
+    def _feed(
+        self, job: Job, items: Iterable[Any], chunked: bool, set_length: SetLength, stack: emit.Stack | None
+    ) -> None:
+        """The feeder's thread: consumes the user's iterator, which may block, never far ahead of the workers."""
+        index = -1
+        try:
+            for index, item in enumerate(items):
+                # a chunk is the stock generator's (function, items)
+                unit = Unit(job, index, item[1] if chunked else ((item,), {}))
+                self._feed_one(job, unit, stack)
+                del item, unit
+                if job.over:
+                    return
+        except BaseException as error:
+            if job.over:
+                return
+            index += 1
+            unit = Unit(job, index, None)
+            unit.error = error
+            self._feed_one(job, unit, None)
+            del unit
+        set_length(index + 1)
+        if self._engine.fault is not None:
+            _end_iterator(set_length.__self__)  # type: ignore[attr-defined]
+
+    def _feed_one(self, job: Job, unit: Unit, stack: emit.Stack | None) -> None:
+        while job.fed - job.sent >= AHEAD and not job.over:
+            job.room.clear()
+            if job.fed - job.sent >= AHEAD and not job.over:
+                job.room.wait()
+        job.fed += 1
+        if emit.enabled():
+            stack = stack or emit.stack(0)
+        else:
+            stack = None
+        self._submit(job, (unit,), stack)
+
+
+_OURS = (
+    "pooltrace.pool",
+    "multiprocessing.pool",
+    "multiprocess.pool",
+    "multiprocessing.context",
+    "multiprocess.context",
+)
+
+
+def _callers_stack() -> emit.Stack | None:
+    """The stack of the user's call, its innermost frame being the pool's method; None when no trace is on."""
+    if not emit.enabled():
+        return None
+    skip = 0
+    frame = sys._getframe(1)
+    while frame.f_back is not None and str(frame.f_back.f_globals.get("__name__", "")).startswith(_OURS):
+        frame = frame.f_back
+        skip += 1
+    return emit.stack(skip + 1)

@@ -1,0 +1,173 @@
+"""Serializer: objects to bytes and back, as the family of a pool's face would.
+
+Knows picklers only; no channel and no job. What is tried, in this order:
+
+    arguments   C pickle with the family's ForkingPickler reducers, then cloudpickle (under multiprocess's face dill
+                first, see `_fallbacks`)
+    functions   the same. Under multiprocess's face everything that names `__main__` goes by value (dill), as there:
+                what was defined, or defined anew, after the workers were forked must be in them as it is now
+    results     C pickle, then under multiprocess's face dill and cloudpickle. Under the standard face a result that
+                C pickle refuses is a MaybeEncodingError, as there
+
+Buffers of 32 KiB and more (protocol 5) are handed out beside the pickle, uncopied.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import importlib
+import io
+import pickle
+import sys
+from collections.abc import Callable
+from typing import Any
+
+_OUT_OF_BAND = 32 * 1024
+_CALL = "__call__"  # of a callable object's class
+# What a pickler raises for things that it cannot do; anything else is the object's own error.
+REFUSALS = (pickle.PicklingError, AttributeError, TypeError)
+
+Pickled = tuple[bytes, list[memoryview]]
+Dump = Callable[[Any, "Callable[[pickle.PickleBuffer], object] | None"], bytes]
+
+
+class Serializer:
+    """Pickles for one family: "multiprocessing" or "multiprocess". `main_is_shared`: the worker has our `__main__`."""
+
+    def __init__(self, family: str, main_is_shared: bool = True) -> None:
+        self.family = family
+        self._dill = family == "multiprocess"
+        self._main_by_value = self._dill or not main_is_shared
+        self._reducers: dict[type, Any] = importlib.import_module(family + ".reduction").ForkingPickler._extra_reducers
+
+    def dumps_function(self, function: object) -> bytes:
+        """A callable, in one piece; with `dumps` for arguments it is pickled once per job."""
+        return self._dumps(function, None, self._main_by_value)
+
+    def dumps(self, obj: object) -> Pickled:
+        """Arguments, or the initializer's. Raises what the family's pickler would."""
+        return self._with_buffers(obj, self._main_by_value, True)
+
+    def dumps_result(self, obj: object) -> Pickled:
+        """What a worker sends back: `__main__` is always known in the parent."""
+        return self._with_buffers(obj, False, self._dill)
+
+    def _with_buffers(self, obj: object, main_by_value: bool, fallback: bool) -> Pickled:
+        buffers: list[memoryview] = []
+
+        def take(buffer: pickle.PickleBuffer) -> bool:
+            raw = buffer.raw()
+            if raw.nbytes < _OUT_OF_BAND or len(buffers) >= 1024:
+                return True
+            buffers.append(raw)
+            return False
+
+        if not fallback:
+            return self._fast(obj, take), buffers
+        data = self._dumps(obj, take, main_by_value, buffers)
+        return data, buffers
+
+    def _dumps(
+        self,
+        obj: object,
+        take: Callable[[pickle.PickleBuffer], bool] | None,
+        main_by_value: bool,
+        buffers: list[memoryview] | None = None,
+    ) -> bytes:
+        refusal: Exception | None = None
+        try:
+            data = self._fast(obj, take)
+            if not main_by_value or b"__main__" not in data:
+                return data
+        except REFUSALS as error:
+            refusal = error
+            data = b""
+        for fallback in self._fallbacks():
+            if buffers:
+                buffers.clear()
+            try:
+                return fallback(obj, take)
+            except REFUSALS as error:
+                refusal = refusal or error
+        assert refusal is not None
+        raise refusal
+
+    def _fast(self, obj: object, take: Callable[[pickle.PickleBuffer], bool] | None) -> bytes:
+        file = io.BytesIO()
+        pickler = pickle.Pickler(file, 5, buffer_callback=take)
+        table = copyreg.dispatch_table.copy()
+        table.update(self._reducers)
+        pickler.dispatch_table = table
+        pickler.dump(obj)
+        return file.getvalue()
+
+    def _fallbacks(self) -> list[Dump]:
+        # Under multiprocess's face dill comes first: its functions share the worker's globals, as that pool's users
+        # expect; cloudpickle's have copies, so that what an initializer sets in a global would not be seen.
+        return [self._with_dill, self._with_cloudpickle] if self._dill else [self._with_cloudpickle]
+
+    def _with_cloudpickle(self, obj: object, take: Callable[[pickle.PickleBuffer], object] | None) -> bytes:
+        import cloudpickle
+
+        file = io.BytesIO()
+        pickler = cloudpickle.CloudPickler(file, 5, buffer_callback=take)
+        # Its own table is a ChainMap over copyreg's: the family's reducers come after its own.
+        pickler.dispatch_table = pickler.dispatch_table.new_child(_missing(self._reducers, pickler.dispatch_table))
+        pickler.dump(obj)
+        return file.getvalue()
+
+    def _with_dill(self, obj: object, take: Callable[[pickle.PickleBuffer], object] | None) -> bytes:
+        return bytes(importlib.import_module(self.family + ".reduction").ForkingPickler.dumps(obj))
+
+    @staticmethod
+    def loads(data: bytes | memoryview, buffers: list[memoryview]) -> Any:
+        """The object again. Raises whatever the object's own unpickling raises."""
+        if buffers:
+            return pickle.loads(data, buffers=buffers)
+        return pickle.loads(data)
+
+
+def _missing(reducers: dict[type, Any], table: Any) -> dict[type, Any]:
+    return {cls: reduce for cls, reduce in reducers.items() if cls not in table}
+
+
+def main_is_importable() -> bool:
+    """Can a process that is not forked from us import our `__main__`? Not that of a notebook, of `-c`, of stdin."""
+    main = sys.modules.get("__main__")
+    if getattr(main, "__spec__", None) is not None:
+        return True
+    path = getattr(main, "__file__", None)
+    return bool(path) and not str(path).startswith("<")
+
+
+def is_plain(function: object) -> bool:
+    """May the worker keep this callable for the next unit? A stateful one is loaded anew each time, as in the stock."""
+    if isinstance(function, type):
+        return True
+    if getattr(function, "__closure__", None):
+        return False
+    return type(function).__name__ in ("function", "builtin_function_or_method") and isinstance(
+        getattr(function, "__self__", None), (type(None), type(sys))
+    )
+
+
+def describe(function: object) -> tuple[str, str, int]:
+    """Name (`module.qualname`), file and line of the function behind partials, methods and objects. Never raises."""
+    for _ in range(16):
+        inner = (
+            getattr(function, "func", None)
+            if type(function).__name__ == "partial"
+            else getattr(function, "__func__", None)
+        )
+        if inner is None:
+            break
+        function = inner
+    name = getattr(function, "__qualname__", None)
+    if not isinstance(name, str):
+        function = type(function)
+        name = function.__qualname__
+    module = getattr(function, "__module__", None)
+    code = getattr(function, "__code__", None) or getattr(getattr(function, _CALL, None), "__code__", None)
+    file, line = getattr(code, "co_filename", ""), getattr(code, "co_firstlineno", 0)
+    full = f"{module}.{name}" if isinstance(module, str) and module else name
+    return full, file if isinstance(file, str) else "", line if isinstance(line, int) else 0

@@ -1,0 +1,261 @@
+"""A slot: the place of one worker at a time, with that worker's process, channel, claims and trace.
+
+Of the dispatcher's thread, except that the first workers are launched by the thread that makes the pool. Knows frames
+and processes; which unit goes where is the engine's business.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, Protocol
+
+from pooltrace.errors import describe_exit
+from pooltrace.pool import frames, worker
+from pooltrace.pool.jobs import Job, Unit
+from pooltrace.pool.serialize import Serializer
+from pooltrace.tracer import arena, emit
+
+DEPTH = 2  # one unit runs, one waits: it can be taken back
+
+
+class Process(Protocol):
+    """What is used of the two families' processes."""
+
+    name: str
+    daemon: bool
+
+    @property
+    def pid(self) -> int | None: ...
+    @property
+    def exitcode(self) -> int | None: ...
+    @property
+    def sentinel(self) -> int: ...
+    def start(self) -> None: ...
+    def terminate(self) -> None: ...
+    def kill(self) -> None: ...
+    def join(self, timeout: float | None = None) -> None: ...
+    def is_alive(self) -> bool: ...
+
+
+class Plan(NamedTuple):
+    """How workers are made."""
+
+    family: str
+    make_process: Callable[..., Process]
+    initializer: Callable[..., object] | None
+    initargs: Iterable[Any]
+    max_tasks: int | None
+    wrap: bool
+    lifeline: int = -1  # the read end of a pipe whose other end only this process holds
+
+
+class _Lock:
+    """One launch at a time: until the child has its ends, no other may be forked that would keep them."""
+
+    lock = threading.Lock()
+
+    @classmethod
+    def renew(cls) -> None:
+        cls.lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_Lock.renew)
+
+
+class Slot:
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.p = emit.new_p()
+        self.process: Process | None = None  # None: the slot is empty
+        self.retry_at = 0.0  # not to be filled before (time.monotonic)
+
+    def free(self) -> None:
+        emit.free_p(self.p)
+
+    # -- the life of a worker
+
+    def launch(self) -> Process:
+        """Starts a worker. Raises what that raises; then nothing is left behind."""
+        with _Lock.lock:
+            self.channel, child = socket.socketpair()
+            self.claims = frames.Claims()
+            frames.own(self.channel, child, self.claims)
+            try:
+                process = self._start(child)
+            except BaseException:
+                frames.disown(self.channel, self.claims)
+                raise
+            finally:
+                frames.disown(child)
+        self.channel.setblocking(False)
+        self.receiver = frames.Receiver(self.channel)
+        self.outbox = frames.Outbox(self.channel)
+        self.inflight: deque[Unit] = deque()  # sent and not answered, in order
+        self.offered = 0  # of these, whose frames wait to be flushed, with no claim offered yet
+        self.skipping = False  # a unit was taken back, and the worker has not come to its frame
+        self.assigned = self.answered = 0
+        self.ready = self.stopping = self.writing = False
+        self.ended = False  # the worker has closed its end of the channel
+        self.start_error: BaseException | None = None
+        self._known: OrderedDict[int, None] = OrderedDict()  # jobs whose function the worker keeps
+        self.pidfd = -1
+        self.process = process
+        return process
+
+    def _start(self, child: socket.socket) -> Process:
+        plan = self.plan
+        trace = arena.worker_open(self.p)
+        try:
+            g = emit.new_g()
+            generation = emit.go_create(g, emit.frame("pooltrace.pool.worker.main", worker.__file__, 0), None)
+            setup = worker.Setup(
+                channel=frames.PassedFd(child.fileno()),
+                claims=frames.PassedFd(self.claims.read_fd),
+                lifeline=frames.PassedFd(plan.lifeline),
+                trace=(trace.path, trace.entry, frames.PassedFd(trace.write_fd)),
+                family=plan.family,
+                unit=g,
+                generation=generation,
+                max_tasks=plan.max_tasks,
+                wrap=plan.wrap,
+            )
+            process = plan.make_process(target=worker.main, args=(setup, plan.initializer, plan.initargs))
+            process.name = process.name.replace("Process", "PoolWorker")
+            process.daemon = True
+            frames.keep(child, self.claims)
+            try:
+                process.start()
+            finally:
+                frames.keep()
+        except BaseException:
+            trace.close_write()
+            trace.gone(None)
+            raise
+        trace.close_write()
+        self.trace = trace
+        return process
+
+    def watch(self) -> int:
+        """A descriptor that becomes readable when the worker is dead."""
+        assert self.process is not None
+        pid = self.process.pid
+        assert pid is not None
+        try:
+            self.pidfd = os.pidfd_open(pid)
+        except (AttributeError, OSError):
+            return self.process.sentinel
+        return self.pidfd
+
+    def how_it_ended(self) -> str:
+        assert self.process is not None
+        return describe_exit(self.process.pid or 0, self.exit_status())
+
+    def bury(self, text: str | None) -> None:
+        """The worker is dead, its channel was read to the end: gives back all that was its. `text`: how it was lost."""
+        self.trace.gone(text)
+        frames.disown(self.channel, self.claims)
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+        self.outbox.clear()
+        self.inflight.clear()
+        self.process = None
+
+    def exit_status(self) -> int | None:
+        """Exit code of a worker that is known to be dead; None when it cannot be had (somebody else waited for it)."""
+        process = self.process
+        assert process is not None
+        process.join(0)
+        if process.exitcode is None:
+            process.join(2.0)  # the fork server tells it a little later
+        return process.exitcode
+
+    # -- units
+
+    def room(self) -> int | None:
+        """How many units are there already, None when no more may be sent."""
+        if self.process is None or not self.ready or self.stopping or self.skipping:
+            return None
+        if self.plan.max_tasks is not None and self.assigned >= self.plan.max_tasks:
+            return None
+        count = len(self.inflight)
+        return count if count < DEPTH else None
+
+    def post(self, unit: Unit, serializer: Serializer) -> None:
+        """Packs a unit's frame for this worker. Raises what pickling raises."""
+        job = unit.job
+        known = job.id in self._known
+        blob = b"" if known else job.blob(serializer)
+        payload, buffers = serializer.dumps(unit.payload())
+        flags = 0 if known else frames.FRESH
+        self.outbox.add(frames.pack(job.kind, flags, unit.generation, unit.g, job.id, blob, payload, buffers))
+        if not known:
+            self._remember(job)
+        self.inflight.append(unit)
+        self.offered += 1
+        self.assigned += 1
+        unit.sends += 1
+
+    def _remember(self, job: Job) -> None:
+        self._known[job.id] = None
+        if len(self._known) > worker.FUNCTIONS:
+            self._known.popitem(last=False)
+
+    def flush(self) -> bool:
+        """Sends what it can; True when all is sent. A worker that does not read any more is left to its death."""
+        if self.offered:
+            self.claims.offer(self.offered)
+            self.offered = 0
+        try:
+            return self.outbox.flush()
+        except OSError:
+            self.outbox.clear()
+            return True
+
+    def take_back(self) -> Unit | None:
+        """The unit that waits behind the running one, unless the worker has begun it."""
+        if len(self.inflight) < 2 or self.skipping or not self.claims.take():
+            return None
+        self.skipping = True
+        self.assigned -= 1
+        return self.inflight.pop()
+
+    def stop(self) -> None:
+        """Asks the worker to end when it has done what it has."""
+        if not self.stopping:
+            self.stopping = True
+            self.outbox.add(frames.pack(frames.STOP))
+
+    def receive(self) -> list[frames.Frame]:
+        """The frames that are there now. Raises nothing: what a dead worker's channel says, its pidfd says better."""
+        found: list[frames.Frame] = []
+        try:
+            if not self.receiver.fill():
+                self.ended = True
+        except BlockingIOError:
+            return found
+        except OSError:
+            self.ended = True
+        while (frame := self.receiver.take()) is not None:
+            found.append(frame)
+        return found
+
+    def receive_rest(self) -> list[frames.Frame]:
+        """All frames that a dead worker has left in its channel."""
+        found: list[frames.Frame] = []
+        try:
+            while self.receiver.fill():
+                while (frame := self.receiver.take()) is not None:
+                    found.append(frame)
+        except OSError:
+            pass
+        return found
+
+    def unanswered(self) -> tuple[list[Unit], list[Unit]]:
+        """Of a dead worker: the units that it had begun (one at most), and those that it had not."""
+        units = list(self.inflight)
+        begun = len(units) - self.claims.left() - self.offered
+        return units[:begun], units[begun:]

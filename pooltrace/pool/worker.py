@@ -1,0 +1,302 @@
+"""The worker process: receives units, runs them, sends what came of each.
+
+It knows its channel, the serializer and the tracer's emit functions; nothing of the engine. It has no thread of ours.
+Whatever a unit does (raises, exits, returns what cannot be pickled, is interrupted) becomes the answer to that unit;
+only death has none.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib
+import os
+import select
+import signal
+import socket
+import traceback
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from types import FrameType, TracebackType
+from typing import Any, NamedTuple
+
+from pooltrace.errors import MisuseError
+from pooltrace.pool import frames, jobs
+from pooltrace.pool.serialize import Pickled, Serializer, describe, is_plain
+from pooltrace.tracer import arena, emit
+
+FUNCTIONS = 32  # jobs whose function a worker keeps; the parent counts along
+
+
+class Setup(NamedTuple):
+    """What a worker process is started with."""
+
+    channel: frames.PassedFd
+    claims: frames.PassedFd
+    lifeline: frames.PassedFd
+    trace: tuple[str, int, frames.PassedFd]  # path, entry, the trace pipe
+    family: str
+    unit: int  # its start-up
+    generation: int
+    max_tasks: int | None
+    wrap: bool
+
+
+def main(setup: Setup, initializer: Callable[..., object] | None, initargs: Iterable[Any]) -> None:
+    """The target of a worker process."""
+    path, entry, pipe = setup.trace
+    channel = socket.socket(fileno=setup.channel.fd)
+    channel.setblocking(True)
+    frames.own(channel)
+    arena.attach_worker(path, entry, pipe.fd)
+    _die_with_parent(setup.lifeline.fd)
+    pid = os.getpid()
+    try:
+        worker = _Worker(setup, channel)
+        if worker.start(initializer, initargs):
+            worker.run()
+    except (BrokenPipeError, ConnectionResetError, EOFError):
+        pass  # the parent is gone, or does not want us any more
+    except KeyboardInterrupt:
+        pass  # by a handler of the user's own: quietly
+    finally:
+        if os.getpid() != pid:
+            os._exit(0)
+        frames.disown(channel)
+
+
+def _die_with_parent(fd: int) -> None:
+    """The kernel kills this process when the last writer of the lifeline, the parent, is gone, whatever runs here then.
+
+    The read end is opened anew: owner and signal belong to the open file, which all workers would share.
+    """
+    if not hasattr(fcntl, "F_SETSIG"):
+        return  # then a worker notices when it next reads or writes
+    try:
+        own = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_NONBLOCK)
+        fcntl.fcntl(own, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(own, fcntl.F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(own, fcntl.F_SETFL, fcntl.fcntl(own, fcntl.F_GETFL) | os.O_ASYNC)
+        os.close(fd)
+    except OSError:
+        return  # no /proc
+    gone = select.poll()
+    gone.register(own, select.POLLIN)
+    if gone.poll(0):
+        os._exit(1)  # before we were armed
+
+
+class _Function:
+    """A job's function, as it came."""
+
+    __slots__ = ("loaded", "name", "pickled", "stack", "task")
+
+    def __init__(self, blob: memoryview) -> None:
+        (self.name, file, line, self.task), pickled = jobs.read_blob(blob)
+        self.stack = emit.frame(self.name, file, line)
+        self.pickled = bytes(pickled)
+        self.loaded: Callable[..., Any] | None = None
+
+    def load(self) -> Callable[..., Any]:
+        if self.loaded is not None:
+            return self.loaded
+        function: Callable[..., Any] = Serializer.loads(self.pickled, [])
+        if is_plain(function):
+            self.loaded = function
+        return function
+
+
+class _Worker:
+    def __init__(self, setup: Setup, channel: socket.socket) -> None:
+        self.pid = os.getpid()
+        self._setup = setup
+        self._channel = channel
+        self._receiver = frames.Receiver(channel)
+        self._serializer = Serializer(setup.family)
+        self._pool = importlib.import_module(setup.family + ".pool")
+        self._functions: OrderedDict[int, _Function] = OrderedDict()
+        self._in_user_code = False  # an interrupt is the user's code's, not ours
+
+    # -- start-up
+
+    def start(self, initializer: Callable[..., object] | None, initargs: Iterable[Any]) -> bool:
+        """Runs the initializer; False when it failed, which the parent has been told then."""
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, self._interrupted)
+        start = emit.frame("pooltrace.pool.worker.main", __file__, 0)
+        emit.unit_begin(self._setup.unit, self._setup.generation, start)
+        error: BaseException | None = None
+        if initializer is not None:
+            name, file, line = describe(initializer)
+            emit.region_begin(emit.ITEM, 0, name, emit.frame(name, file, line))
+            try:
+                self._user(lambda: initializer(*initargs))
+            except BaseException as raised:
+                error = raised
+            emit.region_end()
+        if error is None:
+            self._send(frames.pack(frames.READY))
+        else:
+            emit.log(0, "exception", _brief(error))
+            payload, buffers = self._pickle_error(error)
+            self._send(frames.pack(frames.START_FAILED, frames.FAILED, payload=payload, buffers=buffers))
+        emit.unit_end()
+        return error is None
+
+    def _interrupted(self, number: int, frame: FrameType | None) -> None:
+        """SIGINT: Ctrl-C reaches every process of the terminal. It interrupts what the user's code does, not us."""
+        if self._in_user_code:
+            raise KeyboardInterrupt
+
+    def _user(self, call: Callable[[], Any]) -> Any:
+        try:
+            self._in_user_code = True
+            return call()
+        finally:
+            self._in_user_code = False
+
+    # -- the loop
+
+    def run(self) -> None:
+        done = 0
+        limit = self._setup.max_tasks
+        while limit is None or done < limit:
+            frame = self._next()
+            if frame is None or frame.kind == frames.STOP:
+                return
+            if not frames.take_claim(self._setup.claims.fd):
+                self._remember(frame)
+                self._send(frames.pack(frames.SKIPPED, unit=frame.unit))
+                continue
+            self._unit(frame)
+            del frame
+            done += 1
+
+    def _next(self) -> frames.Frame | None:
+        frame = self._receiver.take()
+        if frame is None:
+            emit.idle()
+            while frame is None:
+                if not self._receiver.fill():
+                    return None
+                frame = self._receiver.take()
+        return frame
+
+    def _remember(self, frame: frames.Frame) -> _Function | None:
+        if frame.flags & frames.FRESH:
+            self._functions[frame.job] = _Function(frame.function)
+            if len(self._functions) > FUNCTIONS:
+                self._functions.popitem(last=False)
+        return self._functions.get(frame.job)
+
+    def _unit(self, frame: frames.Frame) -> None:
+        function = self._remember(frame)
+        emit.unit_begin(frame.unit, frame.generation, function.stack if function else None)
+        flags, payload, buffers = self._answer(frame, function)
+        if os.getpid() != self.pid:
+            os._exit(0)  # the user's code forked, and its child came back to us
+        emit.region_begin(emit.PHASE, 0, "send", None)
+        self._send(frames.pack(frames.RESULT, flags, unit=frame.unit, job=frame.job, payload=payload, buffers=buffers))
+        emit.region_end()
+        emit.unit_end()
+
+    def _answer(self, frame: frames.Frame, function: _Function | None) -> tuple[int, bytes, list[memoryview]]:
+        value: Any
+        try:
+            value = self._call(frame, function)
+            failed = 0
+        except BaseException as error:
+            self._in_user_code = False
+            value, failed = error, frames.FAILED
+            emit.log(function.task if function else 0, "exception", _brief(error))
+        emit.region_begin(emit.PHASE, 0, "pickle", None)
+        try:
+            if failed:
+                payload, buffers = self._pickle_error(value)
+            else:
+                try:
+                    payload, buffers = self._user(lambda: self._serializer.dumps_result(value))
+                except BaseException as error:
+                    failed = frames.FAILED
+                    payload, buffers = self._serializer.dumps_result(self._encoding_error(error, value))
+        finally:
+            emit.region_end()
+        return failed, payload, buffers
+
+    def _call(self, frame: frames.Frame, known: _Function | None) -> Any:
+        if known is None:
+            raise MisuseError("a unit came without its function")
+        emit.region_begin(emit.PHASE, 0, "unpickle", None)
+        try:
+            function, what = self._user(lambda: (known.load(), Serializer.loads(frame.payload, frame.buffers)))
+        finally:
+            emit.region_end()
+        if frame.kind != frames.APPLY:
+            star = int(frame.kind == frames.STARMAP)
+            return self._user(lambda: emit.run_chunk(function, what, star, known.task, known.name, known.stack))
+        args, kwds = what
+        emit.region_begin(emit.ITEM, known.task, known.name, known.stack)
+        try:
+            return self._user(lambda: function(*args, **kwds))
+        finally:
+            emit.region_end()
+
+    def _send(self, pieces: list[frames.Piece]) -> None:
+        frames.send_all(self._channel, pieces)
+
+    # -- errors
+
+    def _pickle_error(self, error: BaseException) -> Pickled:
+        """The exception with its traceback, in a form of which it is sure that the parent can read it."""
+        tb = _users_part(error.__traceback__)
+        if isinstance(error, SystemExit):
+            text = f"the task raised SystemExit({error.code!r}) in worker process {self.pid}"
+            error, tb = MisuseError(text), tb
+        whole = error
+        try:
+            if self._setup.wrap:
+                wrapped = self._pool.ExceptionWithTraceback(error, tb)
+                wrapped.exc.__traceback__ = None
+                whole = wrapped
+            pickled: Pickled = self._user(lambda: self._serializer.dumps_result(whole))
+            self._user(lambda: Serializer.loads(*pickled))
+        except BaseException as refusal:
+            encoding = self._encoding_error(refusal, error)
+            text = "".join(traceback.format_exception(type(error), error, tb))
+            return self._serializer.dumps_result(_WithCause(encoding, f'\n"""\n{text}"""', self._setup.family))
+        return pickled
+
+    def _encoding_error(self, error: BaseException, value: object) -> Exception:
+        try:
+            made = self._pool.MaybeEncodingError(error, value)
+        except BaseException:  # its repr fails, too
+            made = self._pool.MaybeEncodingError(error, f"<{type(value).__qualname__} object whose repr() fails>")
+        assert isinstance(made, Exception)
+        return made
+
+
+class _WithCause:
+    """An exception that arrives with the text of a traceback as its cause."""
+
+    def __init__(self, error: Exception, text: str, family: str) -> None:
+        self._parts = (error, text, family)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        error, text, family = self._parts
+        return importlib.import_module(family + ".pool").rebuild_exc, (error, text)
+
+
+def _users_part(tb: TracebackType | None) -> TracebackType | None:
+    """The traceback without our own frames at its head."""
+    while tb is not None and tb.tb_frame.f_code.co_filename == __file__:
+        tb = tb.tb_next
+    return tb
+
+
+def _brief(error: BaseException) -> str:
+    try:
+        return f"{type(error).__name__}: {error}"
+    except BaseException:
+        return type(error).__name__
+
+
+__all__ = ["FUNCTIONS", "Setup", "main"]

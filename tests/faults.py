@@ -1,0 +1,209 @@
+"""Ways to go wrong in a worker, as functions for a pool; and the bound within which every such test has to end."""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from _pytest.faulthandler import fault_handler_stderr_fd_key
+
+LIMIT = 30.0  # seconds; then every thread's stack is printed and the test run ends
+METHODS = ("fork", "spawn", "forkserver")
+
+
+@pytest.fixture(autouse=True)
+def bounded(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Import this into a test module: a test that hangs ends the run, loudly."""
+    stderr = request.config.stash.get(fault_handler_stderr_fd_key, 2)  # the one that is not captured
+    faulthandler.dump_traceback_later(LIMIT, exit=True, file=stderr)
+    yield
+    faulthandler.cancel_dump_traceback_later()
+
+
+def square(x: int) -> int:
+    return x * x
+
+
+def add(x: int, y: int = 0) -> int:
+    return x + y
+
+
+def identity(x: Any) -> Any:
+    return x
+
+
+def size(x: Any) -> int:
+    return len(x)
+
+
+def getpid(_: object = None) -> int:
+    return os.getpid()
+
+
+def unless_three(way: str, x: int) -> int:
+    """Squares x; 3 goes wrong, in the way that is named."""
+    if x == 3:
+        WAYS[way]()
+    return x * x
+
+
+def killed() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+    threading.Event().wait()
+
+
+def exited() -> None:
+    os._exit(7)
+
+
+def crashed() -> None:
+    faulthandler.disable()
+    ctypes.string_at(0)
+
+
+def left() -> None:
+    sys.exit(3)
+
+
+def interrupted() -> None:
+    raise KeyboardInterrupt
+
+
+def interrupted_by_signal() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(LIMIT)
+
+
+def raised() -> None:
+    raise LookupError("three")
+
+
+def unreadable() -> None:
+    raise TwoArguments(1, 2)
+
+
+def closed_all() -> None:
+    os.closerange(3, 256)
+
+
+def forked() -> None:
+    """Forks; the child returns into the worker's code, as a careless program's would."""
+    pid = os.fork()
+    if pid:
+        os.waitpid(pid, 0)
+
+
+WAYS = {
+    way.__name__: way
+    for way in (
+        killed,
+        exited,
+        crashed,
+        left,
+        interrupted,
+        interrupted_by_signal,
+        raised,
+        unreadable,
+        closed_all,
+        forked,
+    )
+}
+
+
+class TwoArguments(Exception):
+    """Cannot be unpickled: its args are one, its constructor wants two."""
+
+    def __init__(self, a: int, b: int) -> None:
+        super().__init__(f"{a} {b}")
+
+
+class NotPicklable:
+    def __reduce__(self) -> tuple[object, ...]:
+        raise RuntimeError("cannot be pickled")
+
+
+class NotUnpicklable:
+    """Pickles well; unpickling it raises."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _refuse, ()
+
+
+def _refuse() -> None:
+    raise RuntimeError("cannot be unpickled")
+
+
+class KillsReader:
+    """Unpickling it kills the process."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return killed, ()
+
+
+def make_not_picklable(_: object) -> NotPicklable:
+    return NotPicklable()
+
+
+def make_not_unpicklable(_: object) -> NotUnpicklable:
+    return NotUnpicklable()
+
+
+def make_lambda(_: object) -> Any:
+    return lambda: 42
+
+
+def failing_initializer() -> None:
+    raise ValueError("no licence")
+
+
+def dying_initializer() -> None:
+    os._exit(9)
+
+
+STATE: list[int] = []
+
+
+def remember(*values: int) -> None:
+    STATE.extend(values)
+
+
+def remembered(_: object = None) -> list[int]:
+    return STATE
+
+
+def wait_for_file(path: str) -> str:
+    """Waits until the file is there (the handshake of tests that hold a worker busy), and returns its content."""
+    while not os.path.exists(path):
+        time.sleep(0.002)
+    with open(path) as file:
+        return file.read()
+
+
+def touch(path: str) -> str:
+    with open(path + ".part", "w") as file:
+        file.write("done")
+    os.rename(path + ".part", path)
+    return path
+
+
+def touch_and_hang(path: str) -> None:
+    touch(path)
+    threading.Event().wait()
+
+
+def ignore_terminate(path: str) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    touch_and_hang(path)
+
+
+def stop_self(path: str) -> None:
+    touch(path)
+    os.kill(os.getpid(), signal.SIGSTOP)

@@ -1,0 +1,143 @@
+"""The serializer: what goes by reference, what by value, what beside the pickle, and what is refused."""
+
+from __future__ import annotations
+
+import functools
+import os
+import pickle
+import subprocess
+import sys
+from multiprocessing.connection import Pipe
+from typing import Any
+
+import numpy
+import pytest
+from faults import NotPicklable, add, square
+
+from pooltrace.pool.serialize import Serializer, describe, is_plain, main_is_importable
+
+FAMILIES = ("multiprocessing", "multiprocess")
+
+
+@pytest.fixture(params=FAMILIES)
+def serializer(request: pytest.FixtureRequest) -> Serializer:
+    return Serializer(request.param)
+
+
+def round_trip(serializer: Serializer, obj: object) -> Any:
+    return serializer.loads(*serializer.dumps(obj))
+
+
+@pytest.mark.parametrize("obj", [None, 5, "x" * 100_000, [1, (2, {3: b"4"})], square, functools.partial(add, y=2)])
+def test_plain_things_are_plain_pickles(serializer: Serializer, obj: Any) -> None:
+    data, buffers = serializer.dumps(obj)
+    assert buffers == []
+    again = pickle.loads(data)
+    if isinstance(obj, functools.partial):
+        assert again(1) == obj(1)
+    else:
+        assert again == obj
+
+
+def test_large_buffers_go_beside_the_pickle(serializer: Serializer) -> None:
+    large, small = numpy.arange(100_000), numpy.arange(10)
+    data, buffers = serializer.dumps((large, small))
+    assert len(data) < 2000
+    assert [buffer.nbytes for buffer in buffers] == [800_000]
+    a, b = serializer.loads(data, [memoryview(bytearray(buffer)) for buffer in buffers])
+    assert (a == large).all()
+    assert (b == small).all()
+    assert a.flags.writeable
+
+
+def test_lambdas_and_closures(serializer: Serializer) -> None:
+    factor = 3
+    assert round_trip(serializer, lambda x: x * factor)(2) == 6
+    assert pickle.loads(serializer.dumps_function(lambda x: x * factor))(2) == 6
+    with pytest.raises(RuntimeError, match="cannot be pickled"):
+        serializer.dumps(NotPicklable())
+    with pytest.raises(TypeError, match="generator"):
+        serializer.dumps(x for x in ())
+
+
+def test_results_of_the_standard_family_are_as_strict_as_there() -> None:
+    with pytest.raises((AttributeError, pickle.PicklingError)):
+        Serializer("multiprocessing").dumps_result(lambda: 1)
+    assert Serializer.loads(*Serializer("multiprocess").dumps_result(lambda: 1))() == 1
+
+
+def test_the_familys_reducers_are_used() -> None:
+    serializer = Serializer("multiprocessing")
+    left, right = Pipe()
+    data, _ = serializer.dumps([left])
+    assert b"rebuild_connection" in data
+    left.close()
+    right.close()
+
+
+MAIN = """
+    import sys, pickle
+    from pooltrace.pool.serialize import Serializer, main_is_importable
+    def f(x): return x + CONSTANT
+    CONSTANT = 1
+    by_reference = Serializer("multiprocessing").dumps_function(f)
+    by_value = Serializer("multiprocess").dumps_function(f)
+    isolated = Serializer("multiprocessing", main_is_shared=False).dumps_function(f)
+    CONSTANT = 10
+    old = f
+    def f(x): return "another"
+    assert pickle.loads(by_reference)(1) == "another"   # as the stock pool: the worker's own
+    assert pickle.loads(by_value)(1) == 11              # as multiprocess: this function, the worker's globals
+    assert pickle.loads(isolated)(1) == 2               # all that it needs
+    print(main_is_importable())
+"""
+
+
+def test_functions_of_main(tmp_path: Any) -> None:
+    code = "\n".join(line[4:] for line in MAIN.splitlines())
+    program = tmp_path / "program.py"
+    program.write_text(code)
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    for command, importable in (([str(program)], "True"), (["-c", code], "False")):
+        done = subprocess.run([sys.executable, *command], capture_output=True, text=True, env=env, check=False)
+        assert (done.stdout.strip(), done.stderr) == (importable, "")
+    assert main_is_importable()
+
+
+class Callable:
+    def __call__(self, x: int) -> int:
+        return x
+
+    def method(self, x: int) -> int:
+        return x
+
+    @classmethod
+    def maker(cls) -> None:
+        pass
+
+
+def test_describe_names_the_users_function() -> None:
+    here = __name__
+    assert describe(square)[0] == "faults.square"
+    assert describe(square)[1].endswith("faults.py")
+    assert describe(square)[2] == square.__code__.co_firstlineno
+    assert describe(functools.partial(functools.partial(add, 1), 2))[0] == "faults.add"
+    assert describe(Callable())[0] == f"{here}.Callable"
+    assert describe(Callable())[1] == __file__
+    assert describe(Callable().method)[0] == f"{here}.Callable.method"
+    assert describe(Callable.maker)[0] == f"{here}.Callable.maker"
+    assert describe(len) == ("builtins.len", "", 0)
+    assert describe(int)[0] == "builtins.int"
+    assert "lambda" in describe(lambda: 0)[0]
+
+
+def test_only_stateless_callables_are_kept() -> None:
+    state = [1]
+    assert is_plain(square)
+    assert is_plain(len)
+    assert is_plain(int)
+    assert not is_plain(lambda: state)
+    assert not is_plain(state.append)
+    assert not is_plain(functools.partial(add, 1))
+    assert not is_plain(Callable())
+    assert not is_plain(Callable().method)
