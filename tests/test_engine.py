@@ -354,7 +354,7 @@ PROGRAM = """
 """
 
 
-def run_program(rest: str, *args: str) -> subprocess.Popen[str]:
+def run_program(home: Any, rest: str, *args: str) -> subprocess.Popen[str]:
     here = os.path.dirname(os.path.abspath(__file__))
     code = textwrap.dedent(PROGRAM) + textwrap.indent(textwrap.dedent(rest), "    ")
     return subprocess.Popen(
@@ -363,7 +363,7 @@ def run_program(rest: str, *args: str) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+        env={**os.environ, "POOLTRACE_DIR": str(home), "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
     )
 
 
@@ -384,7 +384,7 @@ def wait_gone(fds: list[int]) -> None:
 def test_ctrl_c_is_quiet(tmp_path: Any) -> None:
     """SIGINT to the whole foreground group, as a terminal sends it, during a map: one traceback, the program's own."""
     path = str(tmp_path / "started")
-    program = run_program("pool.map(touch_and_hang, [sys.argv[2]], 1)", path)
+    program = run_program(tmp_path, "pool.map(touch_and_hang, [sys.argv[2]], 1)", path)
     workers = pidfds(program)
     while not os.path.exists(path):
         os.sched_yield()
@@ -396,11 +396,11 @@ def test_ctrl_c_is_quiet(tmp_path: Any) -> None:
 
 
 @pytest.mark.parametrize("task", ["idle", "busy"])
-def test_workers_of_a_killed_parent_go(task: str) -> None:
+def test_workers_of_a_killed_parent_go(task: str, tmp_path: Any) -> None:
     rest = "pool.map(square, range(8)); print('idle', flush=True); threading.Event().wait()"
     if task == "busy":
         rest = "r = pool.map_async(wait_for_file, ['/nowhere'] * 8); pool.apply; print('idle', flush=True); r.get()"
-    program = run_program(rest)
+    program = run_program(tmp_path, rest)
     workers = pidfds(program)
     assert program.stdout is not None
     assert program.stdout.readline() == "idle\n"
@@ -418,12 +418,13 @@ def test_workers_of_a_killed_parent_go(task: str) -> None:
         "pool.close()",
     ],
 )
-def test_interpreter_exit_does_not_hang(rest: str) -> None:
-    program = run_program(rest)
-    workers = pidfds(program)
-    _, err = program.communicate()
+def test_interpreter_exit_does_not_hang(rest: str, tmp_path: Any) -> None:
+    program = run_program(tmp_path, rest)
+    out, err = program.communicate()
     assert (program.returncode, err) == (0, "")
-    wait_gone(workers)
+    assert len(out.split()) == 2
+    assert not [pid for pid in out.split() if os.path.exists(f"/proc/{pid}")]
+    assert os.listdir(tmp_path) == []
 
 
 # -- traces

@@ -43,7 +43,7 @@ PAUSE = 0.5  # seconds before a slot is filled again when starts keep failing
 
 
 class Engine:
-    def __init__(self, plan: Plan, processes: int, start_method: str) -> None:
+    def __init__(self, plan: Plan, processes: int) -> None:
         self.pid = os.getpid()
         self.state = RUN  # any thread, towards TERMINATE only
         self.inbox: deque[Unit] = deque()  # any thread appends, the dispatcher takes
@@ -53,7 +53,7 @@ class Engine:
         self.finished = Event("waiting for the pool to end")
         self.processes: list[Process] = []
         self.thread = threading.Thread(target=self._run, name="pooltrace dispatcher", daemon=True)
-        self._serializer = Serializer(plan.family, start_method == "fork" or main_is_importable())
+        self._serializer = Serializer(plan.family, plan.start_method == "fork" or main_is_importable())
         self._pending: deque[Unit] = deque()
         self._asleep = False  # dispatcher: `wake` has to write
         self._poked = False  # any thread: look again before you sleep

@@ -94,9 +94,17 @@ class Face:
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")
         self._processes = processes
-        plan = Plan(self._family, self._process_maker(), initializer, initargs, maxtasksperchild, self._wrap_exception)
+        plan = Plan(
+            family=self._family,
+            make_process=self._process_maker(),
+            initializer=initializer,
+            initargs=initargs,
+            max_tasks=maxtasksperchild,
+            wrap=self._wrap_exception,
+            start_method=str(getattr(self._ctx, "_name", "fork")),
+        )
         with _traced():
-            self._engine = Engine(plan, processes, str(getattr(self._ctx, "_name", "fork")))
+            self._engine = Engine(plan, processes)
         self._pool = self._engine.processes
         self._cache = self._engine.cache
         self._taskqueue = TaskQueue(self._engine)

@@ -7,6 +7,7 @@ and processes; which unit goes where is the engine's business.
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import threading
 from collections import OrderedDict, deque
@@ -50,6 +51,7 @@ class Plan(NamedTuple):
     initargs: Iterable[Any]
     max_tasks: int | None
     wrap: bool
+    start_method: str
     lifeline: int = -1  # the read end of a pipe whose other end only this process holds
 
 
@@ -109,6 +111,9 @@ class Slot:
     def _start(self, child: socket.socket) -> Process:
         plan = self.plan
         trace = arena.worker_open(self.p)
+        # Ctrl-C waits until the worker has its own handler. (A fork server started meanwhile would keep the mask.)
+        masked: set[signal.Signals] = set() if plan.start_method == "forkserver" else {signal.SIGINT}
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, masked)
         try:
             g = emit.new_g()
             generation = emit.go_create(g, emit.frame("pooltrace.pool.worker.main", worker.__file__, 0), None)
@@ -122,6 +127,7 @@ class Slot:
                 generation=generation,
                 max_tasks=plan.max_tasks,
                 wrap=plan.wrap,
+                unmask=signal.SIGINT not in before,
             )
             process = plan.make_process(target=worker.main, args=(setup, plan.initializer, plan.initargs))
             process.name = process.name.replace("Process", "PoolWorker")
@@ -135,6 +141,8 @@ class Slot:
             trace.close_write()
             trace.gone(None)
             raise
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         trace.close_write()
         self.trace = trace
         return process

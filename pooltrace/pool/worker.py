@@ -39,6 +39,7 @@ class Setup(NamedTuple):
     generation: int
     max_tasks: int | None
     wrap: bool
+    unmask: bool  # SIGINT was blocked only for the start
 
 
 def main(setup: Setup, initializer: Callable[..., object] | None, initargs: Iterable[Any]) -> None:
@@ -122,6 +123,8 @@ class _Worker:
         """Runs the initializer; False when it failed, which the parent has been told then."""
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, self._interrupted)
+        if self._setup.unmask:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         start = emit.frame("pooltrace.pool.worker.main", __file__, 0)
         emit.unit_begin(self._setup.unit, self._setup.generation, start)
         error: BaseException | None = None
