@@ -9,19 +9,29 @@ if "t" in getattr(sys, "abiflags", ""):
     raise ImportError("pooltrace needs a CPython with the GIL: this is a free-threaded build")
 
 from pooltrace._version import __version__
-from pooltrace.errors import BadTraceError, MisuseError, PooltraceError, WorkerLostError
+from pooltrace.errors import (
+    BadTraceError,
+    MisuseError,
+    PoolBrokenError,
+    PoolTerminatedError,
+    PooltraceError,
+    TaskExitError,
+    WorkerLostError,
+)
 from pooltrace.tracer.session import read_trace, start, start_trace, stop, stop_trace, summary, trace
 
 if TYPE_CHECKING:
     from pooltrace.pool.pool import Pool, StdPool
 
-
 __all__ = [
     "BadTraceError",
     "MisuseError",
     "Pool",
+    "PoolBrokenError",
+    "PoolTerminatedError",
     "PooltraceError",
     "StdPool",
+    "TaskExitError",
     "WorkerLostError",
     "__version__",
     "read_trace",

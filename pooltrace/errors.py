@@ -34,6 +34,18 @@ class InternalError(PooltraceError):
     """We are at fault: a rule of our own was found broken."""
 
 
+class PoolBrokenError(PooltraceError, RuntimeError):
+    """No job of this pool can succeed any more, say because its initializer fails in every worker."""
+
+
+class PoolTerminatedError(PooltraceError, RuntimeError):
+    """The pool was terminated before this result was in."""
+
+
+class TaskExitError(PooltraceError, RuntimeError):
+    """A task raised SystemExit in its worker; raised as it is, it would end the parent."""
+
+
 class WorkerLostError(PooltraceError, RuntimeError):
     """A worker process died while it ran a unit of work.
 

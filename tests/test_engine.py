@@ -41,7 +41,7 @@ from faults import (
 )
 from test_pool import FACES, context
 
-from pooltrace.errors import MisuseError, WorkerLostError
+from pooltrace.errors import PoolBrokenError, PoolTerminatedError, TaskExitError, WorkerLostError
 from pooltrace.pool import frames
 from pooltrace.pool.pool import Pool, StdPool
 from pooltrace.tracer import session
@@ -52,7 +52,7 @@ LOSSES = {
     "crashed": (signal.SIGSEGV, None, "killed by SIGSEGV"),
 }
 ERRORS: dict[str, tuple[type[BaseException], str | None]] = {
-    "left": (MisuseError, r"SystemExit\(3\)"),
+    "left": (TaskExitError, r"SystemExit\(3\)"),
     "interrupted": (KeyboardInterrupt, None),
     "interrupted_by_signal": (KeyboardInterrupt, None),
     "raised": (LookupError, "three"),
@@ -177,7 +177,7 @@ def test_stopped_worker_does_not_hold_up_terminate(tmp_path: Any) -> None:
         pool.join()
         assert time.monotonic() - before < 5
         assert not pool._pool[0].is_alive()
-        with pytest.raises(MisuseError, match="terminated"):
+        with pytest.raises(PoolTerminatedError, match="terminated"):
             result.get()
 
 
@@ -236,11 +236,11 @@ def test_an_argument_that_kills_its_reader() -> None:
 def test_initializer_that_fails(face: Any, method: str, initializer: Any, text: str) -> None:
     """The stock pool starts workers for ever; ours gives up, and says why."""
     with face(2, initializer, context=context(face, method)) as pool:
-        with pytest.raises(MisuseError, match=text):
+        with pytest.raises(PoolBrokenError, match=text):
             pool.map(square, range(10))
-        with pytest.raises(MisuseError, match=text):
+        with pytest.raises(PoolBrokenError, match=text):
             pool.apply(square, (1,))
-        with pytest.raises(MisuseError, match=text):
+        with pytest.raises(PoolBrokenError, match=text):
             next(pool.imap(square, iter(range(10))))
         pool.close()
         pool.join()

@@ -32,7 +32,7 @@ from faults import (
     wait_for_file,
 )
 
-from pooltrace.errors import MisuseError
+from pooltrace.errors import MisuseError, PoolTerminatedError
 from pooltrace.pool.pool import Pool, StdPool
 
 FACES = (StdPool, Pool)
@@ -287,7 +287,7 @@ def test_terminate_wakes_everybody(face: Any) -> None:
     for thread in threads:
         thread.join()
     pool.join()
-    assert [type(error) for error in errors] == [MisuseError] * 3
+    assert [type(error) for error in errors] == [PoolTerminatedError] * 3
     with pytest.raises(StopIteration):
         next(results)
 

@@ -27,7 +27,7 @@ import threading
 import time
 from collections import deque
 
-from pooltrace.errors import InternalError, MisuseError, WorkerLostError
+from pooltrace.errors import InternalError, MisuseError, PoolBrokenError, PoolTerminatedError, WorkerLostError
 from pooltrace.pool import frames, intake
 from pooltrace.pool.jobs import AHEAD, Job, Outcome, Unit
 from pooltrace.pool.serialize import Serializer, main_is_importable
@@ -414,7 +414,7 @@ class Engine:
         if any(other.process is not None and other.ready for other in self._slots):
             slot.retry_at = time.monotonic() + PAUSE
             return
-        fault = MisuseError(f"no worker can be started: {self._failures} starts in a row failed; the last: {why}")
+        fault = PoolBrokenError(f"no worker can be started: {self._failures} starts in a row failed; the last: {why}")
         fault.__cause__ = error
         self._give_up(fault, True)
 
@@ -446,7 +446,7 @@ class Engine:
 
     def _end(self) -> None:
         """Jobs fail, workers go, and all that was ours is given back. Nothing here waits without a bound."""
-        self._give_up(self.fault or MisuseError("the pool was terminated before this result was in"), False)
+        self._give_up(self.fault or PoolTerminatedError("the pool was terminated before this result was in"), False)
         alive = {slot: slot.process for slot in self._slots if slot.process is not None}
         for process in alive.values():
             process.terminate()

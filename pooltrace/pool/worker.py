@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable
 from types import FrameType, TracebackType
 from typing import Any, NamedTuple
 
-from pooltrace.errors import MisuseError
+from pooltrace.errors import InternalError, TaskExitError
 from pooltrace.pool import frames, jobs
 from pooltrace.pool.serialize import Pickled, Serializer, describe, is_plain
 from pooltrace.tracer import arena, emit
@@ -227,7 +227,7 @@ class _Worker:
 
     def _call(self, frame: frames.Frame, known: _Function | None) -> Any:
         if known is None:
-            raise MisuseError("a unit came without its function")
+            raise InternalError("a unit came without its function")
         emit.region_begin(emit.PHASE, 0, "unpickle", None)
         try:
             function, what = self._user(lambda: (known.load(), Serializer.loads(frame.payload, frame.buffers)))
@@ -253,7 +253,7 @@ class _Worker:
         tb = _users_part(error.__traceback__)
         if isinstance(error, SystemExit):
             text = f"the task raised SystemExit({error.code!r}) in worker process {self.pid}"
-            error, tb = MisuseError(text), tb
+            error = TaskExitError(text)
         whole = error
         try:
             if self._setup.wrap:
