@@ -41,7 +41,7 @@ def python(
         process = subprocess.run(
             [sys.executable, *options, *map(str, words)],
             cwd=cwd,
-            env=os.environ | here | (env or {}),
+            env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"} | here | (env or {}),
             input=stdin,
             text=True,
             stdout=out,
@@ -218,6 +218,10 @@ def test_pool_that_is_left_open(trace: Path, arenas: Path, judge: Callable[[Path
     assert "2 slots busy" in ended.err
     assert not list(arenas.iterdir())
     judge(trace)
+
+
+def test_warnings_as_errors(trace: Path) -> None:
+    assert "2 slots busy" in same(trace, "pools.py", "fork", "map", options=["-W", "error"]).err
 
 
 def test_exception_of_a_worker(trace: Path) -> None:

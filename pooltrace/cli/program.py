@@ -7,6 +7,7 @@ zip file and module it is, ``sys.path[0]``), ``Python/pythonrun.c`` (a script's 
 from __future__ import annotations
 
 import builtins
+import contextlib
 import importlib.util
 import io
 import marshal
@@ -111,7 +112,10 @@ def execute(program: Program) -> None:
     run_module: Callable[[str, bool], object] = runpy._run_module_as_main  # type: ignore[attr-defined]  # as main.c does
     try:
         if program.code is not None:
-            exec(program.code, main.__dict__)
+            try:
+                exec(program.code, main.__dict__)
+            finally:
+                _flush()
         else:
             run_module(program.module, program.module != "__main__")
     except SystemExit:
@@ -119,6 +123,13 @@ def execute(program: Program) -> None:
     except BaseException as error:
         _show_without_us(error, frames=1)
         raise
+
+
+def _flush() -> None:
+    """What CPython does when a script (but not a module) has run, before exit handlers and before it shows an error."""
+    for stream in (getattr(sys, "stderr", None), getattr(sys, "stdout", None)):
+        with contextlib.suppress(Exception):
+            stream.flush()  # type: ignore[union-attr]
 
 
 def _absolute(path: str) -> str:
@@ -143,7 +154,10 @@ def _compile(data: bytes, filename: str) -> types.CodeType:
 
 def _set_path0(program: Program) -> None:
     """Put ``sys.path[0]`` right: what is there now is where our own command lies (or the working directory)."""
-    added = not (sys.flags.safe_path if sys.version_info >= (3, 11) else sys.flags.isolated)
+    if sys.version_info >= (3, 11):
+        added = not sys.flags.safe_path
+    else:
+        added = not sys.flags.isolated
     if added:
         sys.path[0] = program.path0
     elif not program.safe:

@@ -10,7 +10,8 @@ Here is only when the trace begins and ends:
 3. SIGTERM ends a program at once, without exit handlers. So we handle it, end the trace, and die by it all the same.
    A program with a handler of its own has its own way. A forked child gets the default back before it runs any code:
    a worker that is busy in C must die of ``terminate()`` at once, as it does without us.
-4. Once the program runs, nothing that goes wrong on our side changes its output or its exit status: it is one line.
+4. CPython 3.12 and later warn of a fork while there are several threads. Ours are no concern of the program's.
+5. Once the program runs, nothing that goes wrong on our side changes its output or its exit status: it is one line.
 """
 
 from __future__ import annotations
@@ -22,8 +23,11 @@ import math
 import os
 import signal
 import sys
+import threading
+import warnings
 from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
 from pooltrace.cli import program as programs
 from pooltrace.cli.summary import escape, show, write
@@ -101,6 +105,7 @@ class Tracing:
         session.start(self._path, header=header, period=period)
         _register_first(self._finish)
         patch.install()
+        _ignore_our_threads()
         if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
             signal.signal(signal.SIGTERM, self._on_sigterm)
             os.register_at_fork(after_in_child=self._forget_sigterm)
@@ -157,6 +162,24 @@ def _register_first(handler: Callable[[], None]) -> None:
     atexit.register(handler)
     for util in loaded:
         atexit.register(util._exit_function)
+
+
+class _ForkWithOurThreads:
+    """Matches the warning of a fork in a process with several threads if the program itself has only one.
+
+    Takes a regular expression's place in ``warnings.filters``, so it is asked only when there is something to warn of.
+    """
+
+    def match(self, message: str) -> bool:
+        threads = [thread for thread in threading.enumerate() if not thread.name.startswith("pooltrace-")]
+        return "multi-threaded, use of fork" in message and len(threads) <= 1
+
+
+def _ignore_our_threads() -> None:
+    if sys.version_info >= (3, 12):
+        warnings.filterwarnings("ignore", "This process", DeprecationWarning)
+        filters: Any = warnings.filters
+        filters[0] = ("ignore", _ForkWithOurThreads(), DeprecationWarning, None, 0)
 
 
 def _seconds(text: str) -> float:
