@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import glob
 import os
+import selectors
 import signal
 import socket
 import subprocess
@@ -179,6 +180,31 @@ def test_stopped_worker_does_not_hold_up_terminate(tmp_path: Any) -> None:
         assert not pool._pool[0].is_alive()
         with pytest.raises(PoolTerminatedError, match="terminated"):
             result.get()
+
+
+class DeathsFirst(selectors.DefaultSelector):
+    """Tells of a death before it tells that the dead worker's channel has ended; both are there by then."""
+
+    def select(self, timeout: float | None = None) -> Any:
+        found = super().select(timeout)
+        return sorted(super().select(0) or found, key=lambda one: isinstance(one[0].fileobj, socket.socket))
+
+
+@pytest.mark.parametrize("way", ["terminate", "close"])
+def test_a_death_and_the_end_of_its_channel_may_come_in_any_order(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selectors, "DefaultSelector", DeathsFirst)
+    raised: list[Any] = []
+    monkeypatch.setattr(sys, "excepthook", lambda *error: raised.append(error))
+    monkeypatch.setattr(threading, "excepthook", raised.append)
+    for _ in range(5):
+        pool = StdPool(2)
+        with pytest.raises(WorkerLostError):
+            pool.map(lose_three, range(6), 1)
+        assert pool.map(square, range(6), 1) == [x * x for x in range(6)]
+        getattr(pool, way)()
+        pool.join()
+        assert not any(process.is_alive() for process in pool._pool)
+    assert raised == []
 
 
 @pytest.mark.parametrize("face", FACES)

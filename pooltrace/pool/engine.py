@@ -446,25 +446,33 @@ class Engine:
 
     def _end(self) -> None:
         """Jobs fail, workers go, and all that was ours is given back. Nothing here waits without a bound."""
-        self._give_up(self.fault or PoolTerminatedError("the pool was terminated before this result was in"), False)
-        alive = {slot: slot.process for slot in self._slots if slot.process is not None}
-        for process in alive.values():
-            process.terminate()
-        self._await_deaths(GRACE)
-        for slot, process in alive.items():
-            if slot.process is not None:
-                process.kill()
-        self._await_deaths(GIVE_UP)
-        self._forget_units()
+        try:
+            self._give_up(self.fault or PoolTerminatedError("the pool was terminated before this result was in"), False)
+            self._end_workers()
+        finally:
+            self._forget_units()
+            for slot in self._slots:
+                if slot.process is not None:
+                    print(
+                        f"pooltrace: worker pid {slot.process.pid} does not die (uninterruptible sleep?)",
+                        file=sys.stderr,
+                    )
+                slot.free()
+            frames.disown(self._selector, self._waker, self._woken, self._lifeline, self._lifeline_read)
+            arena.release()
+            # an engine is part of a cycle; what holds descriptors and buffers is not
+            self.processes, self._slots = [], []
+
+    def _end_workers(self) -> None:
+        self.state = TERMINATE  # from here on a death is no loss
         for slot in self._slots:
             if slot.process is not None:
-                print(
-                    f"pooltrace: worker pid {slot.process.pid} does not die (uninterruptible sleep?)", file=sys.stderr
-                )
-            slot.free()
-        frames.disown(self._selector, self._waker, self._woken, self._lifeline, self._lifeline_read)
-        arena.release()
-        self.processes, self._slots = [], []  # an engine is part of a cycle; what holds descriptors and buffers is not
+                slot.process.terminate()
+        self._await_deaths(GRACE)
+        for slot in self._slots:
+            if slot.process is not None:
+                slot.process.kill()
+        self._await_deaths(GIVE_UP)
 
     def _await_deaths(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
@@ -472,12 +480,14 @@ class Engine:
             left = deadline - time.monotonic()
             if left <= 0:
                 return
+            dead = []
             for key, _ in self._selector.select(left):
                 if key.data is None:
                     self._drain_waker()
                 elif key.fileobj is not key.data.channel:
-                    self.state = TERMINATE
-                    self._died(key.data)
+                    dead.append(key.data)
                 else:
                     self._selector.unregister(key.data.channel)
                     key.data.ended = True
+            for slot in dead:  # only now: burying closes the channel, whose event may be in the same batch
+                self._died(slot)
