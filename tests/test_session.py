@@ -521,6 +521,61 @@ def test_a_forked_child_has_no_tracer(tmp_path: Path, judge: Judge) -> None:
     assert [e.string("key") for e in order.read_events(path) if e.name == "UserLog"] == ["parent"]
 
 
+def test_a_child_forked_in_the_middle_of_an_advance_can_trace(tmp_path: Path, judge: Judge) -> None:
+    """Whatever the coordinator had half done in the parent is none of the child's business."""
+    children = 60
+    with trace(io.BytesIO(), period=0.0):
+        for number in range(children):
+            emit.log(0, f"key {number}", str(number))
+            pid = os.fork()
+            if pid == 0:
+                with trace(tmp_path / f"{number}.trace"):
+                    emit.log(0, "child", str(number))
+                os._exit(0)
+            assert os.waitpid(pid, 0)[1] == 0
+    for number in range(children):
+        order.check(tmp_path / f"{number}.trace")
+    judge(tmp_path / "0.trace")
+
+
+def test_threads_that_come_and_go_while_traces_start_and_stop(tmp_path: Path, judge: Judge) -> None:
+    """Each gives its place back, whether the coordinator is there, is about to go, or has gone."""
+    over = threading.Event()
+
+    def come_and_go() -> None:
+        def visit() -> None:
+            emit.enter()
+            emit.log(0, "here", "yes")
+            emit.leave()
+
+        while not over.is_set():
+            thread = threading.Thread(target=visit)
+            thread.start()
+            thread.join()
+
+    assert arena.acquire()
+    first = emit.new_p()
+    threads = [threading.Thread(target=come_and_go) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for number in range(60):
+        path = tmp_path / f"{number}.trace"
+        with trace(path, period=0.0):
+            session.advance()
+        order.check(path)
+    over.set()
+    for thread in threads:
+        thread.join()
+    judge(path)
+    with trace(io.BytesIO()):
+        pass  # the threads that ended during the last stop are struck off
+    again = emit.new_p()
+    emit.free_p(first)
+    emit.free_p(again)
+    arena.release()
+    assert again == first + 1
+
+
 def test_exit_without_stop_leaves_a_whole_trace(tmp_path: Path, judge: Judge) -> None:
     path = tmp_path / "t.trace"
     code = f"import pooltrace; from pooltrace.tracer import emit; pooltrace.start({str(path)!r}); emit.log(0, 'a', 'b')"

@@ -236,14 +236,17 @@ static void *coordinator(void *arg) {
     c.merge.over = true;
     c.merge.gen = gen_next(c.merge.gen); /* nothing is newer now */
     put_states(c.merge.gen);
-    pthread_mutex_lock(&c.lock);
+    for (;;) { /* threads that ended and workers that died meanwhile */
+        take_held();
+        take_queue();
+        serve_gone();
+        pthread_mutex_lock(&c.lock);
+        if (!c.queue && !(c.gone && !c.gone->done)) break;
+        pthread_mutex_unlock(&c.lock);
+    }
+    /* In one step: whoever is refused frees its slot, which may be given out again, so nothing of ours hangs on it. */
     c.accepting = false;
-    pthread_mutex_unlock(&c.lock);
-    take_held();
-    take_queue(); /* threads that ended meanwhile */
-    serve_gone();
     end_accounts();
-    pthread_mutex_lock(&c.lock);
     c.stopped = true;
     pthread_cond_broadcast(&c.cond);
     pthread_mutex_unlock(&c.lock);
@@ -413,12 +416,9 @@ bool coord_gone(struct slot *s, const char *lost) {
 
 struct merge *coord_merge(void) { return &c.merge; }
 
-/* The child of a fork has neither the thread nor its locks; what it holds open is closed. */
+/* The child of a fork has neither the thread nor its locks.  What the thread was in the middle of is left alone: it may
+ * be half made. */
 void coord_after_fork(void) {
-    pthread_mutex_t fresh = PTHREAD_MUTEX_INITIALIZER;
-    c.lock = fresh;
     if (c.wake >= 0) close(c.wake);
-    c.wake = -1;
-    c.started = c.accepting = false;
-    c.stopped = true;
+    c = (struct coordinator){.wake = -1, .lock = PTHREAD_MUTEX_INITIALIZER, .stopped = true};
 }

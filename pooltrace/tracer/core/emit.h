@@ -59,8 +59,11 @@ static inline void refs_free(struct refs *r) {
 static inline void emit_begin(void) {
     if (in_emit++ == 0) intern_trim();
 }
+static inline void emit_end(void) {
+    if (in_emit > 0) in_emit--; /* 0: the child of a fork inside the emit */
+}
 static inline PyObject *emit_done(struct refs *r, bool failed) {
-    in_emit--;
+    emit_end();
     refs_free(r);
     if (failed) return NULL;
     Py_RETURN_NONE;

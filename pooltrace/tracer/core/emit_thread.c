@@ -37,7 +37,7 @@ static PyObject *take_stack(PyObject *m, PyObject *const *args, Py_ssize_t n) {
     if (n == 1 && arg_uint(args[0], &skip) < 0) return NULL;
     emit_begin();
     PyObject *s = (PyObject *)stack_here(skip > 1000 ? 1000 : (int)skip);
-    in_emit--;
+    emit_end();
     return s;
 }
 static PyObject *make_frame(PyObject *m, PyObject *const *args, Py_ssize_t n) {
@@ -47,7 +47,7 @@ static PyObject *make_frame(PyObject *m, PyObject *const *args, Py_ssize_t n) {
     if (line == -1 && PyErr_Occurred()) return NULL;
     emit_begin();
     PyObject *s = (PyObject *)stack_made(args[0], args[1], line);
-    in_emit--;
+    emit_end();
     return s;
 }
 
@@ -119,7 +119,7 @@ static PyObject *go_create(PyObject *m, PyObject *const *args, Py_ssize_t n) {
             gen = ev.gen;
         } while (!writer_publish(w, &ev));
     }
-    in_emit--;
+    emit_end();
     refs_free(&r);
     return failed ? NULL : PyLong_FromUnsignedLong(gen);
 }
@@ -159,7 +159,7 @@ static PyObject *go_block(PyObject *m, PyObject *const *args, Py_ssize_t n) {
         ev.p = put_varint(ev.p, id_of(r.stack));
         if ((written = writer_publish(w, &ev))) break;
     }
-    in_emit--;
+    emit_end();
     refs_free(&r);
     if (failed) return NULL;
     if (!written) {

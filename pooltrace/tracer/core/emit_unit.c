@@ -173,7 +173,7 @@ static PyObject *run_chunk(PyObject *m, PyObject *const *args, Py_ssize_t n) {
     PyObject *results = NULL;
     if ((r.name = string_of(args[4])) && arg_stack(args[5], true, &r.stack) == 0)
         results = PyList_New(0);
-    in_emit--;
+    emit_end();
     for (Py_ssize_t i = 0; results && i < PySequence_Fast_GET_SIZE(items); i++) {
         PyObject *item = PySequence_Fast_GET_ITEM(items, i);
         Py_INCREF(item);

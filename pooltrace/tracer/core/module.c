@@ -284,6 +284,10 @@ static PyObject *py_summary(PyObject *m, PyObject *unused) {
 }
 
 /* ---- the module ---- */
+static void before_fork(void) { pthread_mutex_lock(&registry.lock); } /* so that the child's copy is whole */
+
+static void after_fork_in_parent(void) { pthread_mutex_unlock(&registry.lock); }
+
 static void after_fork_in_child(void) {
     pthread_mutex_t fresh = PTHREAD_MUTEX_INITIALIZER;
     registry.lock = fresh;
@@ -354,7 +358,7 @@ PyMODINIT_FUNC PyInit__core(void) {
         Py_DECREF(m);
         return NULL;
     }
-    if (!hooked && pthread_atfork(NULL, NULL, after_fork_in_child) != 0) {
+    if (!hooked && pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child) != 0) {
         Py_DECREF(m);
         return PyErr_NoMemory();
     }
