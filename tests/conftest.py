@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 import gotool
+import pieces
 import pytest
 
 from pooltrace.format import order
@@ -13,17 +15,18 @@ from pooltrace.format.order import Summary
 
 
 @pytest.fixture
-def judge() -> Callable[[str | os.PathLike[str]], Summary]:
+def judge(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str | os.PathLike[str]], Summary]:
     """Checks a trace: our ordering check and Go's reader accept it, and read the same events at the times written.
 
-    Returns the counts. Without Go the first half is still done, then the test is skipped (or fails, with
-    POOLTRACE_CI=1).
+    The same holds of a piece that is cut out of it at a random border. Returns the counts. Without Go the first half is
+    still done, then the test is skipped (or fails, with POOLTRACE_CI=1).
     """
 
     def check_and_compare(path: str | os.PathLike[str]) -> Summary:
         summary = order.check(path)
         gotool.require_go()
         gotool.compare(path)
+        pieces.cut_somewhere(path, Path(tmp_path_factory.mktemp("piece")))
         return summary
 
     return check_and_compare

@@ -1,0 +1,225 @@
+"""The head of a piece of a trace: what its first generation has to be told when those before it are gone.
+
+Units that wait are not repeated in each generation of a file, nor are the jobs under way. So whatever begins a file in
+the middle (a cut, a recorder's window) puts a head before its first generation: the status of each G that is alive,
+with its start function; the user regions that the running ones are in; the tasks under way. Knows states and batches;
+no files, no generations but the one that it is for.
+
+What is in it has times just before the generation's own, one unit of time apart. A G that runs or is in a syscall has
+its status in the generation itself, as the format asks for; so a second one is given only to put its regions behind.
+Tasks can be begun by a running G only: a G that was destroyed before comes back for it, on the M and P that it had.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Final, NamedTuple
+
+from pooltrace.format import spec
+from pooltrace.format.generation import Frame, Generation
+from pooltrace.format.order import Event
+from pooltrace.format.raw import Batch, RawEvent, encode_event
+from pooltrace.format.spec import GoStatus, Header, ProcStatus
+from pooltrace.format.states import State
+
+Frames = tuple[Frame, ...]
+
+_NEW_G: Final = 1 << 62  # where no G has been destroyed before
+_BATCH_BYTES: Final = spec.MAX_BATCH_SIZE - (4 << 10)
+
+
+class Task(NamedTuple):
+    """A task under way."""
+
+    parent: int
+    name: str
+    stack: Frames
+
+
+class Region(NamedTuple):
+    """A region that a G is in."""
+
+    task: int
+    name: str
+    stack: Frames
+
+
+class Gone(NamedTuple):
+    """A G that was destroyed: where it ran last, and its start function."""
+
+    m: int
+    p: int
+    g: int
+    start: Frames
+
+
+class Origins:
+    """What the states do not keep: where Gs, tasks and regions come from. ``note`` every event, in order."""
+
+    def __init__(self) -> None:
+        self.starts: dict[int, Frames] = {}
+        self.tasks: dict[int, Task] = {}
+        self.regions: dict[int, list[Region]] = {}
+        self.gone: Gone | None = None
+
+    def note(self, event: Event) -> None:
+        name = event.name
+        if name in ("GoCreate", "GoCreateBlocked"):
+            if stack := event.stack("new_stack"):
+                self.starts[event.arg("new_g")] = stack
+        elif name == "GoStatusStack":
+            if stack := event.stack():
+                self.starts[event.arg("g")] = stack
+        elif name in ("GoDestroy", "GoDestroySyscall"):
+            self.regions.pop(event.g, None)
+            self.gone = Gone(event.m, event.p, event.g, self.starts.pop(event.g, ()))
+        elif name == "UserTaskBegin":
+            self.tasks[event.arg("task")] = Task(event.arg("parent"), event.string("name"), event.stack())
+        elif name == "UserTaskEnd":
+            self.tasks.pop(event.arg("task"), None)
+        elif name == "UserRegionBegin":
+            region = Region(event.arg("task"), event.string("name"), event.stack())
+            self.regions.setdefault(event.g, []).append(region)
+        elif name == "UserRegionEnd" and (inside := self.regions.get(event.g)):
+            inside.pop()
+
+
+class _Added:
+    """Table entries that the head needs beyond those that the generation has."""
+
+    def __init__(self, generation: Generation) -> None:
+        tables = generation.tables
+        self.new_strings: list[RawEvent] = []
+        self.new_stacks: list[RawEvent] = []
+        self._strings = {text: number for number, text in reversed(tables.strings.items())}
+        self._next_string = max(tables.strings) + 1
+        self._frames: dict[int, tuple[int, ...]] = {}  # by PC: Go shows one frame for each
+        self._stacks: dict[tuple[tuple[int, ...], ...], int] = {}
+        for number, frames in tables.stacks.items():
+            self._stacks.setdefault(frames, number)
+            for frame in frames:
+                self._frames.setdefault(frame[0], frame)
+        self._next_stack = max(tables.stacks) + 1
+
+    def string(self, text: str) -> int:
+        """The id of a text in this generation."""
+        data = text.encode("utf-8", "replace")
+        number = self._strings.get(data)
+        if number is None:
+            number = self._strings[data] = self._next_string
+            self._next_string += 1
+            self.new_strings.append(RawEvent(spec.BY_NAME["String"], (number,), text=data))
+        return number
+
+    def stack(self, frames: Frames) -> int:
+        """The id of a stack in this generation; 0 for none."""
+        if not frames:
+            return 0
+        raw = tuple(self._frame(frame) for frame in frames)
+        number = self._stacks.get(raw)
+        if number is None:
+            number = self._stacks[raw] = self._next_stack
+            self._next_stack += 1
+            self.new_stacks.append(RawEvent(spec.BY_NAME["Stack"], (number, len(raw)), frames=raw))
+        return number
+
+    def _frame(self, frame: Frame) -> tuple[int, ...]:
+        made = (frame.pc, self.string(frame.function), self.string(frame.file), frame.line)
+        return self._frames.setdefault(frame.pc, made)
+
+
+class _Line(NamedTuple):
+    """One event of the head, without its time."""
+
+    m: int
+    name: str
+    args: tuple[int, ...]
+
+
+def make_head(state: State, origins: Origins, generation: Generation) -> list[Batch]:
+    """The batches to put before those of ``generation``, given the states at its border: after all events before it."""
+    header, added = generation.header, _Added(generation)
+    lines = [*_in_regions(state, origins, header, added), *_waiting(state, origins, header, added)]
+    lines += _tasks(state, origins, added)
+    begin = max(1, generation.min_time - len(lines))
+    return [*_batches(lines, generation.gen, begin), *_tables(added, generation.gen, begin)]
+
+
+def _in_regions(state: State, origins: Origins, header: Header, added: _Added) -> Iterator[_Line]:
+    for m in state.ms.values():
+        g, p = state.gs.get(m.g), state.ps.get(m.p)
+        if g is None or p is None or not g.regions:
+            continue
+        if g.status != GoStatus.RUNNING or p.status != ProcStatus.RUNNING:
+            continue
+        yield _Line(m.id, "ProcStatus", (m.p, ProcStatus.RUNNING))
+        yield _status(m.id, m.g, m.id, GoStatus.RUNNING, origins, header, added)
+        for region in origins.regions.get(m.g, ()):
+            args = (region.task, added.string(region.name), added.stack(region.stack))
+            yield _Line(m.id, "UserRegionBegin", args)
+
+
+def _waiting(state: State, origins: Origins, header: Header, added: _Added) -> Iterator[_Line]:
+    for number, g in state.gs.items():
+        if g.status in (GoStatus.RUNNABLE, GoStatus.WAITING):
+            yield _status(spec.NONE, number, spec.NONE, GoStatus(g.status), origins, header, added)
+
+
+def _status(m: int, g: int, where: int, status: GoStatus, origins: Origins, header: Header, added: _Added) -> _Line:
+    start = origins.starts.get(g)
+    if start and header.status_stack:
+        return _Line(m, "GoStatusStack", (g, where, status, added.stack(start)))
+    return _Line(m, "GoStatus", (g, where, status))
+
+
+def _tasks(state: State, origins: Origins, added: _Added) -> Iterator[_Line]:
+    if not origins.tasks:
+        return
+    m, p, g, start = _spare(state, origins.gone)
+    yield _Line(m, "ProcStatus", (p, ProcStatus.IDLE))
+    yield _Line(m, "ProcStart", (p, 1))
+    yield _Line(m, "GoCreate", (g, added.stack(start), 0))
+    yield _Line(m, "GoStart", (g, 1))
+    for number, task in origins.tasks.items():
+        yield _Line(m, "UserTaskBegin", (number, task.parent, added.string(task.name), added.stack(task.stack)))
+    yield _Line(m, "GoDestroy", ())
+    yield _Line(m, "ProcStop", ())
+
+
+def _spare(state: State, gone: Gone | None) -> Gone:
+    """An M without P and G, an idle P and a G that is dead."""
+    if gone is not None and gone.m in state.ms and gone.p in state.ps:
+        m = state.ms[gone.m]
+        if m.p == m.g == spec.NONE and state.ps[gone.p].status == ProcStatus.IDLE:
+            return gone
+    return Gone(max(state.ms, default=0) + 1, max(state.ps, default=0) + 1, gone.g if gone else _NEW_G, ())
+
+
+def _batches(lines: Iterable[_Line], gen: int, time: int) -> Iterator[Batch]:
+    """The lines as batches, in their order, one unit of time apart."""
+    m, begin, last, data = spec.NONE, time, time, bytearray()
+    for line in lines:
+        if data and (line.m != m or len(data) > _BATCH_BYTES):
+            yield Batch(gen, m, begin, bytes(data))
+            data.clear()
+        if not data:
+            m, begin, last = line.m, time, time
+        data += encode_event(RawEvent(spec.BY_NAME[line.name], (time - last, *line.args)))
+        last = time
+        time += 1
+    if data:
+        yield Batch(gen, m, begin, bytes(data))
+
+
+def _tables(added: _Added, gen: int, time: int) -> Iterator[Batch]:
+    for mark, events in (("Stacks", added.new_stacks), ("Strings", added.new_strings)):
+        first = encode_event(RawEvent(spec.BY_NAME[mark], ()))
+        data = bytearray(first)
+        for event in events:
+            more = encode_event(event)
+            if len(data) + len(more) > spec.MAX_BATCH_SIZE:
+                yield Batch(gen, spec.NONE, time, bytes(data))
+                data[:] = first
+            data += more
+        if len(data) > len(first):
+            yield Batch(gen, spec.NONE, time, bytes(data))
