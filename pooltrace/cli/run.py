@@ -7,9 +7,10 @@ Here is only when the trace begins and ends:
 2. Our exit handler is registered before those of multiprocessing and of the program. Exit handlers run last in, first
    out: so ours comes after the one that ends multiprocessing's pools, and python has by then waited for the program's
    threads. The trace is whole however the program ends: by return, exception, ``sys.exit`` or Ctrl-C.
-3. SIGTERM ends a program at once, without exit handlers. So we handle it, end the trace, and die by it all the same.
-   A program with a handler of its own has its own way. A forked child gets the default back before it runs any code:
-   a worker that is busy in C must die of ``terminate()`` at once, as it does without us.
+3. SIGTERM ends a program at once, without exit handlers; so do a hang-up and a limit of CPU time. So we handle them, end
+   the trace, and die by them all the same. A program with a handler of its own has its own way, and what is ignored
+   (by nohup, say) stays ignored. A forked child gets the default back before it runs any code: a worker that is busy in
+   C must die of ``terminate()`` at once, as it does without us.
 4. CPython 3.12 and later warn of a fork while there are several threads. Ours are no concern of the program's.
 5. Once the program runs, nothing that goes wrong on our side changes its output or its exit status: it is one line.
 """
@@ -35,6 +36,7 @@ from pooltrace.errors import MisuseError, PooltraceError
 from pooltrace.format.spec import DEFAULT_HEADER, HEADERS
 
 MISUSE = 2
+ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU)
 USAGE = """pooltrace run [-o FILE] [--header H] [--period S] SCRIPT [ARG ...]
        pooltrace run [-o FILE] [--header H] [--period S] -m MODULE [ARG ...]"""
 
@@ -93,7 +95,7 @@ class Tracing:
         self._path = os.path.abspath(path)
         self._pid = os.getpid()
         self._finishing = False  # main thread only, as all of these
-        self._terminated = False
+        self._killed_by = 0  # the signal of which we are about to die
 
     def start(self, header: str, period: float) -> None:
         """Open the file and have the program's pools traced. Raises OSError or PooltraceError, then there is none."""
@@ -106,9 +108,10 @@ class Tracing:
         _register_first(self._finish)
         patch.install()
         _ignore_our_threads()
-        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-            signal.signal(signal.SIGTERM, self._on_sigterm)
-            os.register_at_fork(after_in_child=self._forget_sigterm)
+        handled = [signum for signum in ENDING if signal.getsignal(signum) is signal.SIG_DFL]
+        for signum in handled:
+            signal.signal(signum, self._on_signal)
+        os.register_at_fork(after_in_child=lambda: self._forget_signals(handled))
 
     def _finish(self) -> None:
         """End the trace and sum up; in the process that began it, once. Never raises, whatever the program left."""
@@ -125,22 +128,23 @@ class Tracing:
             show(session.summary() or {}, self._shown())
         except BaseException as error:
             _say(f"no summary, the trace is in {self._shown()}: {_reason(error)}")
-        if self._terminated:
-            _die_by_sigterm()
+        if self._killed_by:
+            _die_by(self._killed_by)
 
     def _shown(self) -> str:
         """The file's name as the user gave it, unless the program has changed its working directory."""
         return self._given if os.path.abspath(self._given) == self._path else self._path
 
-    def _on_sigterm(self, signum: int, frame: FrameType | None) -> None:
+    def _on_signal(self, signum: int, frame: FrameType | None) -> None:
         if os.getpid() != self._pid:
-            _die_by_sigterm()
-        self._terminated = True
+            _die_by(signum)
+        self._killed_by = self._killed_by or signum
         self._finish()
 
-    def _forget_sigterm(self) -> None:
-        if signal.getsignal(signal.SIGTERM) == self._on_sigterm:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    def _forget_signals(self, handled: list[signal.Signals]) -> None:
+        for signum in handled:
+            if signal.getsignal(signum) == self._on_signal:
+                signal.signal(signum, signal.SIG_DFL)
 
 
 def _find(module: list[str] | None, words: list[str]) -> programs.Program:
@@ -192,10 +196,10 @@ def _seconds(text: str) -> float:
     return value
 
 
-def _die_by_sigterm() -> None:
-    """End as without us: buffers of the program's streams are lost, and the parent sees a death by SIGTERM."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    os.kill(os.getpid(), signal.SIGTERM)
+def _die_by(signum: int) -> None:
+    """End as without us: buffers of the program's streams are lost, and the parent sees a death by this signal."""
+    signal.signal(signum, signal.SIG_DFL)
+    os.kill(os.getpid(), signum)
 
 
 def _reason(error: BaseException) -> str:
