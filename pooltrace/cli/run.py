@@ -7,10 +7,10 @@ Here is only when the trace begins and ends:
 2. Our exit handler is registered before those of multiprocessing and of the program. Exit handlers run last in, first
    out: so ours comes after the one that ends multiprocessing's pools, and python has by then waited for the program's
    threads. The trace is whole however the program ends: by return, exception, ``sys.exit`` or Ctrl-C.
-3. SIGTERM ends a program at once, without exit handlers; so do a hang-up and a limit of CPU time. So we handle them, end
-   the trace, and die by them all the same. A program with a handler of its own has its own way, and what is ignored
-   (by nohup, say) stays ignored. A forked child gets the default back before it runs any code: a worker that is busy in
-   C must die of ``terminate()`` at once, as it does without us.
+3. SIGTERM ends a program at once, without exit handlers; so do a hang-up and a limit of CPU time. So we handle them,
+   end the trace, and die by them all the same. A program with a handler of its own has its own way, and what is
+   ignored (by nohup, say) stays ignored. A forked child gets the default back before it runs any code: a worker that
+   is busy in C must die of ``terminate()`` at once, as it does without us.
 4. CPython 3.12 and later warn of a fork while there are several threads. Ours are no concern of the program's.
 5. Once the program runs, nothing that goes wrong on our side changes its output or its exit status: it is one line.
 """

@@ -39,8 +39,11 @@ class Sink:
             self._file = self._raw
 
     def write(self, data: bytes) -> None:
-        """Writes all of data; raises what the file raises."""
+        """Writes all of data, to the file itself: a kill loses nothing of it. Raises what the file raises."""
         self._file.write(data)
+        if self._raw is not None:
+            self._file.flush()  # type: ignore[attr-defined]
+            self._raw.flush()
 
     def close(self) -> None:
         """Flushes, and closes what this sink has opened; an object of the caller's is flushed only."""
