@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import statistics
 import subprocess
 import threading
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import gotool
+import jobs
 import multiprocess
 import pytest
 import truth
@@ -20,6 +22,8 @@ from jobs import note, note_if_alive
 
 import pooltrace
 from pooltrace.format import order
+from pooltrace.pool import frames
+from pooltrace.pool.slots import Slot
 from pooltrace.tracer import session
 
 Judge = Callable[[str | os.PathLike[str]], order.Summary]
@@ -98,6 +102,98 @@ def test_a_lost_worker(tmp_path: Path, judge: Judge, method: str) -> None:
     figures = pooltrace.summary()
     assert figures is not None
     assert figures["workers_lost"] == 1
+
+
+def left_alive(path: Path) -> tuple[int, set[int]]:
+    """How many units of the test's functions a trace has, and which of them it leaves alive at its end."""
+    created: set[int] = set()
+    ended: set[int] = set()
+    for event in order.read_events(path):
+        if event.name == "GoCreate" and (frames := event.stack("new_stack")) and frames[0].function.startswith("jobs."):
+            created.add(event.arg("new_g"))
+        elif event.name == "GoDestroy":
+            ended.add(event.g)
+    return len(created), created - ended
+
+
+@pytest.mark.parametrize("header", ["1.22", "1.26"])
+@pytest.mark.parametrize("way", ["terminate", "unpicklable", "initializer"])
+def test_units_that_never_run_are_ended(header: str, way: str, tmp_path: Path, judge: Judge) -> None:
+    """Queued in the parent or at the worker, created in this generation or in an older one."""
+    path, begun, never = tmp_path / "t.trace", tmp_path / "begun", tmp_path / "never"
+    os.mkfifo(begun)
+    os.mkfifo(never)
+    with pooltrace.trace(path, header=header, period=3600.0):
+        if way == "initializer":
+            pool = pool_of("multiprocessing", "fork", 1, initializer=jobs.fail)
+            with pytest.raises(pooltrace.PoolBrokenError):
+                pool.map(note, range(30), chunksize=1)
+            cancelled = 30
+        elif way == "unpicklable":
+            pool = pool_of("multiprocessing", "fork", 1)
+            with pytest.raises(TypeError):
+                pool.apply(note, (threading.Lock(),))
+            cancelled = 1
+        else:
+            pool = pool_of("multiprocessing", "fork", 1)
+            pool.apply_async(jobs.wait_between, (str(begun), str(never)))
+            pool.map_async(note, range(10), chunksize=1)
+            begun.read_bytes()
+            assert session.advance()
+            pool.map_async(note, range(10), chunksize=1)
+            cancelled = 20
+        pool.terminate()
+        pool.join()
+    judge(path)
+    count, alive = left_alive(path)
+    figures = pooltrace.summary()
+    assert figures is not None
+    assert figures["units_cancelled"] == cancelled
+    assert count == cancelled + (way == "terminate")
+    assert alive == set()
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_a_worker_that_dies_between_claim_and_begin(
+    older: bool, tmp_path: Path, judge: Judge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The unit is the worker's own: it is started on it, and lost with it."""
+    path, parent, take = tmp_path / "t.trace", os.getpid(), frames.take_claim
+
+    def take_and_die(read_fd: int) -> bool:
+        taken = take(read_fd)
+        if taken and os.getpid() != parent:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return taken
+
+    with pooltrace.trace(path, period=3600.0), pool_of("multiprocessing", "fork", 1) as pool:
+        pool.map(note, range(3))
+        (before,) = (process.pid for process in pool._pool)
+        monkeypatch.setattr(frames, "take_claim", take_and_die)
+        os.kill(before, signal.SIGKILL)  # the next one has the hook
+        if older:
+            monkeypatch.setattr(Slot, "flush", advance_first(Slot.flush))
+        with pytest.raises(pooltrace.WorkerLostError) as caught:
+            pool.map(note, range(4), chunksize=4)
+        monkeypatch.undo()
+    judge(path)
+    assert left_alive(path)[1] == set()
+    logs = [e for e in order.read_events(path) if e.name == "UserLog" and e.string("key") == "worker lost"]
+    assert [(e.m, e.g in read_units(path)) for e in logs if e.m == caught.value.pid] == [(caught.value.pid, True)]
+
+
+def advance_first(flush: Callable[[Slot], bool]) -> Callable[[Slot], bool]:
+    """The worker gets its units in the generation after that of their creation."""
+
+    def hook(slot: Slot) -> bool:
+        assert session.advance()
+        return flush(slot)
+
+    return hook
+
+
+def read_units(path: Path) -> set[int]:
+    return {e.arg("new_g") for e in order.read_events(path) if e.name == "GoCreate" and e.stack("new_stack")}
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -219,7 +219,7 @@ class Engine:
         while self.inbox:
             self._pending.append(self.inbox.popleft())
         if self.fault is not None:
-            self._pending.clear()  # who put them there has seen the fault, too, and told its job
+            self._cancel_all()  # who put them there has seen the fault, too, and told its job
         self._assign(traced)
         self._fill()
         if traced:
@@ -318,6 +318,7 @@ class Engine:
                         slot.post(unit, self._serializer)
                     except BaseException as error:
                         self._fail(unit, error)
+                        unit.cancel()
                     else:
                         touched[slot] = None
 
@@ -333,7 +334,15 @@ class Engine:
                 self._fail(unit, unit.error)
             elif not job.over:
                 return unit
+            unit.cancel()
         return None
+
+    def _cancel_all(self) -> None:
+        """Of the units that wait in the parent."""
+        while self._pending:
+            self._pending.popleft().cancel()
+        while self.inbox:
+            self.inbox.popleft().cancel()
 
     def _take_back(self) -> bool:
         """For each worker with nothing to do one unit that waits behind another."""
@@ -374,12 +383,13 @@ class Engine:
         expected = slot.stopping or served or self.state == TERMINATE
         ready, start_error = slot.ready, slot.start_error
         how = slot.how_it_ended()
-        slot.bury(None if expected or start_error is not None else how)
+        slot.bury(None if expected or start_error is not None else how, begun[0] if begun else None)
         for unit in begun:
             self._fail(unit, self._lost(unit, process, how))
         for unit in reversed(waiting):
             if unit.sends >= MOST_SENDS:
                 self._fail(unit, self._lost(unit, process, how))
+                unit.cancel()
             else:
                 unit.job.sent -= 1
                 self._pending.appendleft(unit)
@@ -421,10 +431,9 @@ class Engine:
     def _give_up(self, fault: Exception, callbacks: bool) -> None:
         """No job can succeed any more: all that wait are told."""
         self.fault = self.fault or fault
-        self._pending.clear()
-        self.inbox.clear()
         for result in list(self.cache.values()):
             intake.abort(result, self.cache, fault, callbacks)
+        self._cancel_all()
 
     def _to_be_filled(self) -> bool:
         return self.fault is None and (self.state == RUN or bool(self.cache))
@@ -446,10 +455,13 @@ class Engine:
 
     def _end(self) -> None:
         """Jobs fail, workers go, and all that was ours is given back. Nothing here waits without a bound."""
+        emit.enter()  # the trace may have begun since the last turn
         try:
             self._give_up(self.fault or PoolTerminatedError("the pool was terminated before this result was in"), False)
             self._end_workers()
+            self._cancel_all()
         finally:
+            emit.leave()
             self._forget_units()
             for slot in self._slots:
                 if slot.process is not None:

@@ -97,6 +97,12 @@ class Unit:
         self.weight = 1  # how many units of the result an error stands for
         self.sends = 0
 
+    def cancel(self) -> None:
+        """It will never run: ends it in the trace, if that knows of it. Dispatcher's thread."""
+        if self.generation:
+            emit.go_cancel(self.g, self.generation, self.job.start)
+            self.generation = 0
+
     def payload(self) -> Any:
         return self.what if self.span is None else tuple(self.what[self.span[0] : self.span[1]])
 

@@ -162,9 +162,10 @@ class Slot:
         assert self.process is not None
         return describe_exit(self.process.pid or 0, self.exit_status())
 
-    def bury(self, text: str | None) -> None:
-        """The worker is dead, its channel was read to the end: gives back all that was its. `text`: how it was lost."""
-        self.trace.gone(text)
+    def bury(self, text: str | None, begun: Unit | None = None) -> None:
+        """The worker is dead, its channel was read to the end: gives back all that was its. `text`: how it was lost;
+        `begun`: the unit that it had claimed."""
+        self.trace.gone(text, (begun.g, begun.generation, begun.job.start) if begun else None)
         frames.disown(self.channel, self.claims)
         if self.pidfd >= 0:
             os.close(self.pidfd)

@@ -93,17 +93,19 @@ class WorkerTrace:
         if fd >= 0:
             os.close(fd)
 
-    def gone(self, text: str | None) -> None:
+    def gone(self, text: str | None, claimed: tuple[int, int, _core.Stack] | None = None) -> None:
         """The process is dead and its channel read to the end: takes what it left and closes its stream.
 
-        ``text`` says how it was lost; None is a normal end.  Only after this may the slot be filled again.
+        ``text`` says how it was lost; None is a normal end.  ``claimed`` is the unit that it had claimed (its G, the
+        generation of its creation, its start function): it is lost with it even if it had not said that it began.
+        Only after this may the slot be filled again.
         """
         self.close_write()
         entry, self.entry = self.entry, -1
         if entry < 0:
             return
         with contextlib.suppress(ValueError):  # the arena went away before us
-            _core.worker_gone(entry, text)
+            _core.worker_gone(entry, text, *(claimed or ()))
 
 
 def worker_open(p: int) -> WorkerTrace:

@@ -3,7 +3,7 @@
 They take positional arguments, return at once, and never raise for what the tracer could not do (only for a wrong
 argument).  With no trace on, each costs a load and a branch.  Which thread may call what:
 
-    any thread of the parent   enter, leave, go_create, go_block, go_unblock, go_resume, task_begin, task_end
+    any thread of the parent   enter, leave, go_create, go_cancel, go_block, go_unblock, go_resume, task_begin, task_end
     a worker's main thread     unit_begin, unit_end, idle, run_chunk
     both                       region_begin, region_end, log
 
@@ -24,6 +24,7 @@ from pooltrace.tracer._core import (
     frame,
     free_p,
     go_block,
+    go_cancel,
     go_create,
     go_resume,
     go_unblock,
@@ -54,6 +55,7 @@ __all__ = [
     "frame",
     "free_p",
     "go_block",
+    "go_cancel",
     "go_create",
     "go_resume",
     "go_unblock",

@@ -295,9 +295,10 @@ def generation() -> int:
 def summary() -> dict[str, Any] | None:
     """Figures of the trace that ended last, counted while it was merged; None when there was none.
 
-    Times in ns.  Keys: wall_ns, units, items, jobs, workers_lost, generations, events, bytes, lost_events, failed,
-    functions (name, count, total_ns, median_ns, p99_ns, max_ns; the largest total first) and slots (p, life_ns,
-    items_ns, unpickle_ns, pickle_ns, send_ns, unit_ns, idle_ns).  Quantiles are right within 2 %.
+    Times in ns.  Keys: wall_ns, units, units_cancelled (that never ran), items, jobs, workers_lost, generations,
+    events, bytes, lost_events, failed, functions (name, count, total_ns, median_ns, p99_ns, max_ns; the largest total
+    first) and slots (p, life_ns, items_ns, unpickle_ns, pickle_ns, send_ns, unit_ns, idle_ns).  Quantiles are right
+    within 2 %.
     """
     return _state.summary
 

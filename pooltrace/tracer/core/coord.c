@@ -144,12 +144,22 @@ static void end_accounts(void) {
 }
 
 /* ---- the loop ---- */
+static struct stk *named_stack(const struct named_unit *u) {
+    struct merge *g = &c.merge;
+    struct stk_frame frame = {
+        .function = str_get(g, (const uint8_t *)u->function, (uint32_t)u->function_len),
+        .file = str_get(g, (const uint8_t *)u->file, (uint32_t)u->file_len),
+        .line = u->line,
+    };
+    return frame.function && frame.file ? stk_get(g, &frame, 1) : NULL;
+}
+
 static void serve_gone(void) {
     pthread_mutex_lock(&c.lock);
-    struct slot *s = c.gone && !c.gone->done ? c.gone->slot : NULL;
-    const char *lost = s ? c.gone->lost : NULL;
+    struct gone *gone = c.gone && !c.gone->done ? c.gone : NULL; /* it stays as it is until it is done */
     pthread_mutex_unlock(&c.lock);
-    if (!s) return;
+    if (!gone) return;
+    struct slot *s = gone->slot;
     pthread_mutex_lock(&registry.lock);
     list_slots();
     pthread_mutex_unlock(&registry.lock);
@@ -160,10 +170,12 @@ static void serve_gone(void) {
     if (word_on(word) && gen == c.merge.gen && pos && pos <= PT_BLOCK)
         take(s, word_block(word), s->entry->buffer[gen & 1], pos);
     struct mst *m = merge_add(&c.merge, s);
-    if (m) merge_close_m(&c.merge, m, now_ns(), lost, lost ? strlen(lost) : 0);
+    uint64_t now = now_ns();
+    if (m && gone->claimed) merge_claimed(&c.merge, m, now, gone->claimed->g, gone->created, named_stack(gone->claimed));
+    if (m) merge_close_m(&c.merge, m, now, gone->lost, gone->lost ? strlen(gone->lost) : 0);
     forget_slot(s);
     pthread_mutex_lock(&c.lock);
-    c.gone->done = true;
+    gone->done = true;
     pthread_cond_broadcast(&c.cond);
     pthread_mutex_unlock(&c.lock);
 }
@@ -254,16 +266,6 @@ static void *coordinator(void *arg) {
 }
 
 /* ---- from Python's side ---- */
-static struct stk *named_stack(const struct named_unit *u) {
-    struct merge *g = &c.merge;
-    struct stk_frame frame = {
-        .function = str_get(g, (const uint8_t *)u->function, (uint32_t)u->function_len),
-        .file = str_get(g, (const uint8_t *)u->file, (uint32_t)u->file_len),
-        .line = u->line,
-    };
-    return frame.function && frame.file ? stk_get(g, &frame, 1) : NULL;
-}
-
 /* The whole id of a unit from the 31 bits that fit into a word: the one nearest below the newest id. */
 static uint64_t whole_id(uint32_t low) {
     uint64_t newest = LOAD(&next_g), id = (newest & ~(uint64_t)PT_UNIT_MASK) | low;
@@ -398,8 +400,8 @@ bool coord_advance(uint64_t wait_ns) {
     return done;
 }
 
-bool coord_gone(struct slot *s, const char *lost) {
-    struct gone request = {.slot = s, .lost = lost};
+bool coord_gone(struct slot *s, const char *lost, const struct named_unit *claimed, uint64_t created) {
+    struct gone request = {.slot = s, .lost = lost, .claimed = claimed, .created = created};
     pthread_mutex_lock(&c.lock);
     while (c.gone && c.accepting) pthread_cond_wait(&c.cond, &c.lock);
     bool ok = c.accepting;

@@ -22,6 +22,8 @@ struct in_pipe {           /* a worker's pipe, as far as it was read */
 struct gone {
     struct slot *slot;
     const char *lost;
+    const struct named_unit *claimed;
+    uint64_t created;
     bool done;
 };
 

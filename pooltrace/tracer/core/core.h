@@ -99,6 +99,7 @@ enum op {
     OP_CREATE = 8,  /* dt, g, start stack, stack */
     OP_BEGIN,       /* dt, g, generation of its creation, start stack */
     OP_END,         /* dt */
+    OP_CANCEL,      /* dt, g, generation of its creation, start stack */
     OP_IDLE,        /* dt */
     OP_BLOCK,       /* dt, reason, stack */
     OP_UNBLOCK,     /* dt, g, sequence, blocked in an older generation?, stack */

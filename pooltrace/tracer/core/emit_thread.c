@@ -124,6 +124,28 @@ static PyObject *go_create(PyObject *m, PyObject *const *args, Py_ssize_t n) {
     return failed ? NULL : PyLong_FromUnsignedLong(gen);
 }
 
+/* The unit will never run.  `generation` is what go_create returned. */
+static PyObject *go_cancel(PyObject *m, PyObject *const *args, Py_ssize_t n) {
+    (void)m;
+    if (arg_count(n, 3, "go_cancel") < 0) return NULL;
+    struct writer *w = ready_in();
+    if (!w) Py_RETURN_NONE;
+    struct refs r = {0};
+    struct event ev;
+    uint64_t g, created;
+    emit_begin();
+    bool failed = arg_uint(args[0], &g) < 0 || arg_uint(args[1], &created) < 0 || arg_stack(args[2], false, &r.start) < 0;
+    while (!failed && open_with(w, &ev, 64, &r, true)) {
+        *ev.p++ = OP_CANCEL;
+        ev.p = put_varint(ev.p, ev.dt);
+        ev.p = put_varint(ev.p, g);
+        ev.p = put_varint(ev.p, created);
+        ev.p = put_varint(ev.p, id_of(r.start));
+        if (writer_publish(w, &ev)) break;
+    }
+    return emit_done(&r, failed);
+}
+
 /* A wait under way.  Exactly one of waker and waiter sets `done`; the GIL makes that a plain exchange. */
 typedef struct {
     PyObject_HEAD
@@ -295,6 +317,7 @@ PyMethodDef thread_methods[] = {
     {"enter", enter, METH_NOARGS, "enter() -> bool: this thread comes into the trace; nests."},
     {"leave", leave, METH_NOARGS, "leave(): undoes one enter()."},
     FAST("go_create", go_create, "go_create(g, start, stack) -> int: generation in which it was recorded, or 0."),
+    FAST("go_cancel", go_cancel, "go_cancel(g, generation, start): the unit will never run."),
     FAST("go_block", go_block, "go_block(reason, stack) -> Ticket | None: under the wait's lock, about to wait."),
     FAST("go_unblock", go_unblock, "go_unblock(ticket, stack): by the waker, under the wait's lock."),
     {"go_resume", go_resume, METH_O, "go_resume(ticket): by the waiter, after the wait."},

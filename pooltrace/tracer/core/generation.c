@@ -46,8 +46,8 @@ static struct stk *coord_stack(struct merge *g) {
     return function && file ? stk_get(g, &frame, 1) : NULL;
 }
 
-/* The coordinator comes in for what only a running G may write; a new G each time.  Returns the next free time. */
-static uint64_t coord_in(struct merge *g, uint64_t t) {
+/* The coordinator's M takes its P.  Returns the next free time. */
+static uint64_t coord_proc(struct merge *g, uint64_t t) {
     struct pst *p = p_get(g, g->coord_p);
     if (!p) return t;
     if (p->gen != g->gen) {
@@ -55,8 +55,14 @@ static uint64_t coord_in(struct merge *g, uint64_t t) {
         p->seq = 0;
         out_event(g, &g->coord, GoProcStatus, t++, ARRAY(g->coord_p, P_IDLE));
     }
-    uint64_t id = atomic_fetch_add(&next_g, 1), stack = stk_use(g, coord_stack(g));
     out_event(g, &g->coord, GoProcStart, t++, ARRAY(g->coord_p, ++p->seq));
+    return t;
+}
+
+/* The coordinator comes in for what only a running G may write; a new G each time. */
+static uint64_t coord_in(struct merge *g, uint64_t t) {
+    uint64_t id = atomic_fetch_add(&next_g, 1), stack = stk_use(g, coord_stack(g));
+    t = coord_proc(g, t);
     out_event(g, &g->coord, GoGoCreate, t++, ARRAY(id, stack, 0));
     out_event(g, &g->coord, GoGoStart, t++, ARRAY(id, 1));
     return t;
@@ -74,6 +80,13 @@ void merge_coord_log(struct merge *g, uint64_t t, const char *key, const char *v
     if (!k || !v) return;
     t = coord_in(g, t);
     out_event(g, &g->coord, GoUserLog, t++, ARRAY(0, str_use(g, k), str_use(g, v), 0));
+    coord_out(g, t);
+}
+
+void merge_coord_cancel(struct merge *g, uint64_t t, uint64_t unit, bool older, struct stk *start) {
+    t = coord_proc(g, t);
+    if (older) g_status(g, &g->coord, t++, unit, NO_M, G_RUNNABLE, start);
+    out_event(g, &g->coord, GoGoStart, t++, ARRAY(unit, 1));
     coord_out(g, t);
 }
 

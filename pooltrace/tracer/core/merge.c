@@ -90,7 +90,7 @@ static void g_forget(struct mst *m) {
 static void g_run(struct mst *m, uint64_t id, struct stk *start, uint64_t t, uint32_t seq) {
     g_forget(m);
     m->gs = GS_RUNNING;
-    m->g = id;
+    m->g = m->last_unit = id;
     m->start = start;
     if (start) start->refs++;
     m->unit_begin = t;
@@ -105,7 +105,7 @@ static void g_destroy(struct merge *g, struct mst *m, uint64_t t) {
     g_forget(m);
 }
 
-static void g_status(struct merge *g, struct out *o, uint64_t t, uint64_t id, uint64_t m, uint64_t status, struct stk *start) {
+void g_status(struct merge *g, struct out *o, uint64_t t, uint64_t id, uint64_t m, uint64_t status, struct stk *start) {
     if (start && g->header >= 23) out_event(g, o, GoGoStatusStack, t, ARRAY(id, m, status, stk_use(g, start)));
     else out_event(g, o, GoGoStatus, t, ARRAY(id, m, status));
 }
@@ -205,6 +205,21 @@ static void unit_begin(struct merge *g, struct mst *m, uint64_t t, uint64_t id, 
     g_run(m, id, start, t, 1);
 }
 
+/* A worker died with this unit claimed: it may not have come to saying that it began. */
+void merge_claimed(struct merge *g, struct mst *m, uint64_t t, uint64_t unit, uint64_t created, struct stk *start) {
+    if (m->last_unit == unit) return;
+    if (t <= m->in_time) t = m->in_time + 1;
+    unit_begin(g, m, t, unit, created, start);
+}
+
+/* It will never run: the coordinator starts it and ends it at once, so that it does not wait for ever. */
+static void unit_cancel(struct merge *g, uint64_t t, uint64_t id, uint64_t created, struct stk *start) {
+    uint32_t gen = (uint32_t)created;
+    if (created == 0 || gen_before(gen, g->first_gen)) return; /* the trace does not know it */
+    merge_coord_cancel(g, t, id, gen != g->gen, start);
+    g->cancelled++;
+}
+
 static void thread_enter(struct merge *g, struct mst *m, uint64_t t, uint64_t id) {
     if (m->gs != GS_NONE) return;
     put(g, m, GoGoCreateSyscall, t, ARRAY(id));
@@ -272,7 +287,7 @@ static bool take_log(struct merge *g, struct mst *m, uint64_t t, const uint64_t 
 
 static const uint8_t arg_counts[OP_MAX] = {
     [OP_CREATE] = 3, [OP_BEGIN] = 3,  [OP_BLOCK] = 2,    [OP_UNBLOCK] = 4, [OP_RESUME] = 1, [OP_ENTER] = 1,
-    [OP_TASK] = 4,   [OP_TASK_END] = 2, [OP_REGION] = 4, [OP_LOG] = 3,
+    [OP_TASK] = 4,   [OP_TASK_END] = 2, [OP_REGION] = 4, [OP_LOG] = 3,     [OP_CANCEL] = 3,
 };
 
 /* One event with a time; a holds its arguments.  False: the stream makes no sense. */
@@ -284,6 +299,7 @@ static bool step(struct merge *g, struct mst *m, uint8_t op, uint64_t t, const u
         return true;
     case OP_BEGIN: unit_begin(g, m, t, a[0], a[1], stk_at(m, a[2])); return true;
     case OP_END: g_destroy(g, m, t); return true;
+    case OP_CANCEL: unit_cancel(g, t, a[0], a[1], stk_at(m, a[2])); return true;
     case OP_IDLE:
     case OP_LEAVE:
         g_destroy(g, m, t);

@@ -76,6 +76,7 @@ struct mst {              /* one M */
     bool has_p;
     enum gstate gs;
     uint64_t g;           /* unless GS_NONE */
+    uint64_t last_unit;   /* the newest unit that it began */
     struct stk *start;    /* one of its refs: start function of g */
     uint32_t seq;         /* sequenced events of g in this generation */
     uint32_t block_gen;   /* when GS_BLOCKED: in which generation it did */
@@ -123,7 +124,7 @@ struct merge {
     uint64_t slots;       /* as last written with ProcsChange */
     struct agg **aggs;    /* owned */
     uint32_t naggs;
-    uint64_t units, items, jobs, lost_workers, events, bytes, generations, lost_events;
+    uint64_t units, cancelled, items, jobs, lost_workers, events, bytes, generations, lost_events;
     bool over;            /* the last generation is closed: nothing more is written */
     bool failed;          /* no memory: the trace ends at the last whole generation */
     void (*sink)(void *arg, const uint8_t *bytes, size_t len); /* takes the file's bytes */
@@ -146,8 +147,9 @@ void merge_bytes(struct merge *g, const uint8_t *bytes, size_t len);
 struct mst *merge_add(struct merge *g, struct slot *s); /* finds or makes the M of a slot */
 void merge_feed(struct merge *g, struct mst *m, const uint8_t *p, uint32_t len);
 void merge_close_m(struct merge *g, struct mst *m, uint64_t time, const char *lost, size_t lost_len);
+void merge_claimed(struct merge *g, struct mst *m, uint64_t t, uint64_t unit, uint64_t created, struct stk *start);
 void merge_running(struct merge *g, struct mst *m, uint64_t unit, struct stk *start); /* at the start of a trace */
-bool merge_machine_event(struct merge *g, struct mst *m, enum op op, const uint8_t **p, const uint8_t *end);
+void g_status(struct merge *g, struct out *o, uint64_t t, uint64_t id, uint64_t m, uint64_t status, struct stk *start);
 
 /* generation.c */
 struct gen_info {
@@ -160,6 +162,7 @@ void merge_open(struct merge *g, uint32_t gen, const struct gen_info *info, stru
 void merge_close(struct merge *g, struct slot **slots, uint32_t n);
 void merge_slots(struct merge *g, uint64_t time, struct slot **slots, uint32_t n); /* ProcsChange if they changed */
 void merge_coord_log(struct merge *g, uint64_t time, const char *key, const char *value, size_t len);
+void merge_coord_cancel(struct merge *g, uint64_t time, uint64_t unit, bool older, struct stk *start);
 void merge_free(struct merge *g);
 struct pst *p_get(struct merge *g, uint64_t p);
 

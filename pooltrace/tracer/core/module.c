@@ -58,23 +58,6 @@ static struct slot *slot_at(int index) {
     return s;
 }
 
-static PyObject *py_worker_gone(PyObject *m, PyObject *args) {
-    (void)m;
-    int index;
-    const char *lost;
-    if (!PyArg_ParseTuple(args, "iz", &index, &lost)) return NULL;
-    struct slot *s = slot_at(index);
-    if (!s) {
-        PyErr_Format(PyExc_ValueError, "no worker has entry %d", index);
-        return NULL;
-    }
-    Py_BEGIN_ALLOW_THREADS
-    coord_gone(s, lost);
-    slot_free(s);
-    Py_END_ALLOW_THREADS
-    Py_RETURN_NONE;
-}
-
 /* In the worker: maps the arena's header and the worker's own entry. */
 static PyObject *py_attach(PyObject *m, PyObject *args) {
     (void)m;
@@ -116,6 +99,28 @@ static int named_unit(struct named_unit *u, stack_t_ *s) {
     *u = (struct named_unit){.g = u->g, .function = s->frames[0].function->bytes, .function_len = s->frames[0].function->len,
                              .file = s->frames[0].file->bytes, .file_len = s->frames[0].file->len, .line = s->frames[0].line};
     return 0;
+}
+
+static PyObject *py_worker_gone(PyObject *m, PyObject *args) {
+    (void)m;
+    int index;
+    const char *lost;
+    unsigned long long g = 0, created = 0;
+    PyObject *start = NULL;
+    if (!PyArg_ParseTuple(args, "iz|KKO!", &index, &lost, &g, &created, &StackType, &start)) return NULL;
+    struct slot *s = slot_at(index);
+    if (!s) {
+        PyErr_Format(PyExc_ValueError, "no worker has entry %d", index);
+        return NULL;
+    }
+    struct named_unit claimed = {0};
+    bool has = start && named_unit(&claimed, (stack_t_ *)start) == 0;
+    claimed.g = g;
+    Py_BEGIN_ALLOW_THREADS
+    coord_gone(s, lost, has ? &claimed : NULL, created);
+    slot_free(s);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
 }
 
 /* [(g, Stack), ...] to named_unit[]; NULL with an exception set. */
@@ -277,7 +282,8 @@ static PyObject *py_summary(PyObject *m, PyObject *unused) {
         return NULL;
     }
     uint64_t wall = g->end_time > g->begin_time ? g->end_time - g->begin_time : 0;
-    return Py_BuildValue("{s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:O,s:N,s:N}", "wall_ns", wall, "units", g->units, "items", g->items,
+    return Py_BuildValue("{s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:O,s:N,s:N}", "wall_ns", wall, "units", g->units,
+                         "units_cancelled", g->cancelled, "items", g->items,
                          "jobs", g->jobs, "workers_lost", g->lost_workers, "generations", g->generations, "events", g->events,
                          "bytes", g->bytes, "lost_events", g->lost_events, "failed", g->failed ? Py_True : Py_False,
                          "functions", functions, "slots", slots);
@@ -308,7 +314,7 @@ static PyMethodDef methods[] = {
     {"arena_create", py_arena_create, METH_O, "arena_create(path): makes and maps the arena of this process. OSError."},
     {"arena_destroy", py_arena_destroy, METH_NOARGS, "arena_destroy(): unmaps it; the file is the caller's."},
     {"worker_open", py_worker_open, METH_VARARGS, "worker_open(p, read_fd) -> int: an entry for a worker to be. OSError."},
-    {"worker_gone", py_worker_gone, METH_VARARGS, "worker_gone(entry, text | None): its process is dead: closes its stream."},
+    {"worker_gone", py_worker_gone, METH_VARARGS, "worker_gone(entry, text | None[, g, generation, start]): its process is dead: closes its stream."},
     {"attach", py_attach, METH_VARARGS, "attach(path, entry, write_fd): this thread is that worker. OSError."},
     {"start", py_start, METH_VARARGS, "start(header, period_ns, limit_bytes, stack, [(g, Stack)]): switches tracing on. OSError."},
     {"stop", py_stop, METH_NOARGS, "stop(): closes the last generation; the reader gets the rest."},
