@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import gc
-import glob
+import fcntl
 import os
-import selectors
 import signal
-import socket
-import subprocess
 import sys
-import textwrap
 import threading
-import time
 from collections.abc import Callable
 from multiprocessing.pool import MaybeEncodingError, RemoteTraceback
 from typing import Any
@@ -30,20 +24,17 @@ from faults import (
     failing_initializer,
     getpid,
     identity,
-    ignore_terminate,
     make_lambda,
     make_not_picklable,
     make_not_unpicklable,
     size,
     square,
-    stop_self,
     unless_three,
-    wait_for_file,
 )
 from test_pool import FACES, context
 
-from pooltrace.errors import PoolBrokenError, PoolTerminatedError, TaskExitError, WorkerLostError
-from pooltrace.pool import frames
+from pooltrace.errors import PoolBrokenError, TaskExitError, WorkerLostError
+from pooltrace.pool import worker
 from pooltrace.pool.pool import Pool, StdPool
 from pooltrace.tracer import session
 
@@ -165,48 +156,6 @@ def test_idle_workers_that_are_killed(method: str) -> None:
         pool.join()
 
 
-def test_stopped_worker_does_not_hold_up_terminate(tmp_path: Any) -> None:
-    for task in (stop_self, ignore_terminate):
-        path = str(tmp_path / task.__name__)
-        pool = StdPool(1)
-        result = pool.apply_async(task, (path,))
-        pool.apply_async(wait_for_file, ("/nowhere",))
-        while not os.path.exists(path):
-            os.sched_yield()
-        before = time.monotonic()
-        pool.terminate()
-        pool.join()
-        assert time.monotonic() - before < 5
-        assert not pool._pool[0].is_alive()
-        with pytest.raises(PoolTerminatedError, match="terminated"):
-            result.get()
-
-
-class DeathsFirst(selectors.DefaultSelector):
-    """Tells of a death before it tells that the dead worker's channel has ended; both are there by then."""
-
-    def select(self, timeout: float | None = None) -> Any:
-        found = super().select(timeout)
-        return sorted(super().select(0) or found, key=lambda one: isinstance(one[0].fileobj, socket.socket))
-
-
-@pytest.mark.parametrize("way", ["terminate", "close"])
-def test_a_death_and_the_end_of_its_channel_may_come_in_any_order(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(selectors, "DefaultSelector", DeathsFirst)
-    raised: list[Any] = []
-    monkeypatch.setattr(sys, "excepthook", lambda *error: raised.append(error))
-    monkeypatch.setattr(threading, "excepthook", raised.append)
-    for _ in range(5):
-        pool = StdPool(2)
-        with pytest.raises(WorkerLostError):
-            pool.map(lose_three, range(6), 1)
-        assert pool.map(square, range(6), 1) == [x * x for x in range(6)]
-        getattr(pool, way)()
-        pool.join()
-        assert not any(process.is_alive() for process in pool._pool)
-    assert raised == []
-
-
 @pytest.mark.parametrize("face", FACES)
 def test_what_cannot_be_pickled(face: Any) -> None:
     """In all four directions, and twice: the worker is not lost by it."""
@@ -299,6 +248,46 @@ def send_and_die(count: int) -> bytes:
     return bytes(count * 16)
 
 
+@pytest.mark.parametrize(
+    ("child", "status", "said"),
+    [
+        ("sys.exit(3)", 3, ""),
+        ("sys.exit()", 0, ""),
+        ("print('from the child')", 0, "from the child\n"),
+        ("sys.exit('gone')", 1, "gone\n"),
+        ("raise LookupError('gone')", 1, "LookupError: gone\n"),
+    ],
+)
+def test_the_child_that_a_task_forks_ends_as_a_program_does(child: str, status: int, said: str, tmp_path: Any) -> None:
+    path = str(tmp_path / "said")
+    with StdPool(1) as pool:
+        assert os.waitstatus_to_exitcode(pool.apply(fork_and, (child, path))) == status
+        assert pool.apply(square, (3,)) == 9
+    with open(path) as file:
+        assert file.read().endswith(said)
+
+
+def fork_and(child: str, path: str) -> int:
+    pid = os.fork()
+    if pid == 0:
+        with open(path, "w") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        sys.stdout, sys.stderr = open(1, "w"), open(2, "w")  # noqa: SIM115
+        exec(child)
+        return 0
+    return os.waitpid(pid, 0)[1]
+
+
+def test_before_linux_5_10_the_lifeline_is_not_armed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There the end of one worker would be told to all the others, as if the parent were gone."""
+    armed: list[int] = []
+    monkeypatch.setattr(fcntl, "fcntl", lambda fd, command, *rest: armed.append(command))
+    monkeypatch.setattr(os, "uname", lambda: os.uname_result(("Linux", "host", "4.18.0-553.el8", "1", "x86_64")))
+    worker._die_with_parent(-1)
+    assert armed == []
+
+
 def test_a_task_that_forks_or_closes_everything() -> None:
     with StdPool(2) as pool:
         found = results_of(pool, "forked")
@@ -312,145 +301,6 @@ def test_a_task_that_forks_or_closes_everything() -> None:
             os._exit(0)
         os.waitpid(pid, 0)
         assert pool.map(square, range(8)) == [x * x for x in range(8)]
-
-
-def test_a_context_that_cannot_start_a_second_process() -> None:
-    class Broken:
-        """A context whose third process does not start."""
-
-        def __init__(self, ctx: Any) -> None:
-            self.ctx, self.left, self._name = ctx, 2, "fork"
-            self.started: list[Any] = []
-
-        def Process(self, **kwargs: Any) -> Any:
-            self.left -= 1
-            if self.left < 0:
-                raise OSError("no more processes")
-            self.started.append(self.ctx.Process(**kwargs))
-            return self.started[-1]
-
-    gc.collect()
-    before = os.listdir("/proc/self/fd")
-    ctx = Broken(context(StdPool, "fork"))
-    with pytest.raises(OSError, match="no more processes"):
-        StdPool(3, context=ctx)
-    assert not any(process.is_alive() for process in ctx.started)
-    ctx.started.clear()
-    gc.collect()  # the exception's frames refer to the processes
-    assert len(os.listdir("/proc/self/fd")) == len(before)
-
-
-def test_two_hundred_pools_leave_nothing() -> None:
-    def census() -> tuple[int, int, int, int]:
-        children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(os.getpid())], capture_output=True, check=False)
-        return (
-            len(os.listdir("/proc/self/fd")),
-            threading.active_count(),
-            len(glob.glob(f"/dev/shm/pooltrace-*-{os.getpid()}-*")),
-            len(children.stdout.split()),
-        )
-
-    with StdPool(1) as pool:
-        pool.map(square, range(4))
-    pool.join()
-    del pool
-    gc.collect()
-    before = census()
-    for index in range(200):
-        pool = FACES[index % 2](2)
-        assert pool.map(square, range(4), 1) == [0, 1, 4, 9]
-        if index % 3:
-            pool.close()
-        else:
-            pool.terminate()
-        pool.join()
-        del pool
-    assert census() == before
-
-
-PROGRAM = """
-    import os, sys, signal, threading
-    sys.path.insert(0, sys.argv[1])
-    from faults import wait_for_file, touch, square, touch_and_hang
-    from pooltrace.pool.pool import StdPool
-
-    if __name__ == "__main__":
-        pool = StdPool(2)
-        print(*(process.pid for process in pool._pool), flush=True)
-"""
-
-
-def run_program(home: Any, rest: str, *args: str) -> subprocess.Popen[str]:
-    here = os.path.dirname(os.path.abspath(__file__))
-    code = textwrap.dedent(PROGRAM) + textwrap.indent(textwrap.dedent(rest), "    ")
-    return subprocess.Popen(
-        [sys.executable, "-c", code, here, *args],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env={**os.environ, "POOLTRACE_DIR": str(home), "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
-    )
-
-
-def pidfds(program: subprocess.Popen[str]) -> list[int]:
-    assert program.stdout is not None
-    return [os.pidfd_open(int(pid)) for pid in program.stdout.readline().split()]
-
-
-def wait_gone(fds: list[int]) -> None:
-    """Waits until these processes are dead; the test's own limit bounds it."""
-    import select
-
-    for fd in fds:
-        select.select([fd], [], [])
-        os.close(fd)
-
-
-def test_ctrl_c_is_quiet(tmp_path: Any) -> None:
-    """SIGINT to the whole foreground group, as a terminal sends it, during a map: one traceback, the program's own."""
-    path = str(tmp_path / "started")
-    program = run_program(tmp_path, "pool.map(touch_and_hang, [sys.argv[2]], 1)", path)
-    workers = pidfds(program)
-    while not os.path.exists(path):
-        os.sched_yield()
-    os.killpg(program.pid, signal.SIGINT)
-    _, err = program.communicate()
-    assert program.returncode == -signal.SIGINT
-    assert err.count("Traceback") == 1
-    wait_gone(workers)
-
-
-@pytest.mark.parametrize("task", ["idle", "busy"])
-def test_workers_of_a_killed_parent_go(task: str, tmp_path: Any) -> None:
-    rest = "pool.map(square, range(8)); print('idle', flush=True); threading.Event().wait()"
-    if task == "busy":
-        rest = "r = pool.map_async(wait_for_file, ['/nowhere'] * 8); pool.apply; print('idle', flush=True); r.get()"
-    program = run_program(tmp_path, rest)
-    workers = pidfds(program)
-    assert program.stdout is not None
-    assert program.stdout.readline() == "idle\n"
-    program.kill()
-    wait_gone(workers)
-    program.communicate()
-
-
-@pytest.mark.parametrize(
-    "rest",
-    [
-        "pool.map(square, range(8))",
-        "r = pool.map_async(wait_for_file, ['/nowhere'] * 8)",
-        "pool.map(square, range(8)); sys.exit(0)",
-        "pool.close()",
-    ],
-)
-def test_interpreter_exit_does_not_hang(rest: str, tmp_path: Any) -> None:
-    program = run_program(tmp_path, rest)
-    out, err = program.communicate()
-    assert (program.returncode, err) == (0, "")
-    assert len(out.split()) == 2
-    assert not [pid for pid in out.split() if os.path.exists(f"/proc/{pid}")]
-    assert os.listdir(tmp_path) == []
 
 
 # -- traces
@@ -493,48 +343,6 @@ def test_traces_that_come_and_go_on_a_running_pool(tmp_path: Any, judge: Callabl
             assert session.summary()["units"] >= 250
             judge(path)
             assert pool.map(square, range(50), 1) == [x * x for x in range(50)]
-
-
-# -- frames
-
-
-def test_frames_of_all_sizes_cross_a_socket_in_pieces() -> None:
-    left, right = socket.socketpair()
-    outbox, receiver = frames.Outbox(left), frames.Receiver(right)
-    left.setblocking(False)
-    right.setblocking(False)
-    sizes = [0, 1, 100, 5000, 300_000, 3, (256 << 10) - 48, (256 << 10) - 47, 2_000_000, 7]
-    sent = []
-    for number, count in enumerate(sizes):
-        payload, extra = os.urandom(count), [memoryview(os.urandom(number * 1000))] * (number % 3)
-        sent.append((number, payload, [bytes(piece) for piece in extra]))
-        outbox.add(frames.pack(frames.MAP, 0, 5, number, 9, b"f" * (number % 2), payload, extra))
-    got = []
-    while len(got) < len(sizes):
-        outbox.flush()
-        try:
-            receiver.fill()
-        except BlockingIOError:
-            continue
-        while (frame := receiver.take()) is not None:
-            assert (frame.kind, frame.generation, frame.job) == (frames.MAP, 5, 9)
-            assert bytes(frame.function) == b"f" * (frame.unit % 2)
-            got.append((frame.unit, bytes(frame.payload), [bytes(piece) for piece in frame.buffers]))
-    assert got == sent
-    assert not outbox
-    left.close()
-    assert receiver.fill() == 0
-    right.close()
-
-
-def test_a_claim_is_taken_once() -> None:
-    claims = frames.Claims()
-    claims.offer(3)
-    assert claims.take()
-    assert frames.take_claim(claims.read_fd)
-    assert claims.left() == 1
-    assert not claims.take()
-    claims.close()
 
 
 def test_remote_traceback_is_the_users_own() -> None:

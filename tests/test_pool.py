@@ -14,6 +14,7 @@ from typing import Any
 
 import multiprocess
 import multiprocess.pool
+import numpy
 import pytest
 from faults import (
     METHODS,
@@ -33,6 +34,7 @@ from faults import (
 )
 
 from pooltrace.errors import MisuseError, PoolTerminatedError
+from pooltrace.pool import jobs
 from pooltrace.pool.pool import Pool, StdPool
 
 FACES = (StdPool, Pool)
@@ -182,6 +184,72 @@ def test_a_callback_may_submit_and_must_not_wait(face: Any, monkeypatch: pytest.
     assert [type(error) for error in seen] == [MisuseError, ZeroDivisionError]
 
 
+def test_a_hook_that_raises_costs_no_result(face: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    def hook(args: Any) -> None:
+        raise SystemExit(3)
+
+    monkeypatch.setattr(threading, "excepthook", hook)
+    with face(1) as pool:
+        result = pool.apply_async(square, (2,), callback=lambda x: 1 // 0)
+        assert result.get() == 4
+        assert pool.apply(square, (3,)) == 9
+    assert "ZeroDivisionError" in capsys.readouterr().err
+
+
+class Odd:
+    """A callable whose attributes cannot be had."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise KeyError(name)
+
+    def __call__(self, x: int) -> int:
+        return x + 1
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Odd, ()
+
+
+def test_a_callable_without_attributes(face: Any) -> None:
+    with face(1) as pool:
+        assert pool.apply(Odd(), (1,)) == 2
+        pool.close()
+        pool.join()
+
+
+def test_functions_of_single_calls_are_not_kept(face: Any) -> None:
+    """Nor more of the others than 8 MiB together: 40 large ones would be held for ever otherwise."""
+    with face(1) as pool:
+        for _ in range(40):
+            assert pool.apply(Large().size) == 1 << 20
+        assert pool.apply(count_large) <= 1
+        for _ in range(20):
+            assert pool.map(Large().size_of, [1]) == [1 << 20]
+        assert pool.apply(count_large) <= 8
+        first, second = Large(), Large()
+        both = [pool.imap(one.size_of, range(30)) for one in (first, second)]
+        assert [list(results) for results in both] == [[1 << 20] * 30] * 2
+
+
+class Large:
+    def __init__(self) -> None:
+        self.data = bytes(1 << 20)
+
+    def size(self) -> int:
+        return len(self.data)
+
+    def size_of(self, _: int) -> int:
+        return len(self.data)
+
+
+def count_large() -> int:
+    """In the worker: how many functions of that size are kept."""
+    gc.collect()
+    return sum(
+        type(one).__name__ == "_Worker" and sum(len(f.pickled) > 1 << 20 for f in one._functions.values())
+        for one in gc.get_objects()
+    )
+
+
 def test_imap_does_not_run_ahead(face: Any) -> None:
     """An endless iterator is consumed as far as workers need it, and stays usable."""
     consumed: list[int] = []
@@ -198,6 +266,79 @@ def test_imap_does_not_run_ahead(face: Any) -> None:
         ahead = len(consumed)
         assert ahead < 1_000_000
     pool.join()
+
+
+def test_an_iterator_may_use_one_object_again(face: Any) -> None:
+    """Each item is pickled before the next one is asked for, as by the stock; buffers too."""
+
+    def reused() -> Iterator[tuple[dict[str, int], Any]]:
+        item: dict[str, int] = {}
+        array = numpy.zeros(10_000)
+        for number in range(100):
+            item["number"] = number
+            array[:] = number
+            yield item, array
+
+    with face(2) as pool:
+        for results in (pool.imap(first_and_last, reused()), pool.imap_unordered(first_and_last, reused(), 1)):
+            assert sorted(results) == [(number, number, number) for number in range(100)]
+
+
+def first_and_last(item: tuple[dict[str, int], Any]) -> tuple[int, int, int]:
+    return item[0]["number"], int(item[1][0]), int(item[1][-1])
+
+
+def test_large_items_are_not_fed_far_ahead(face: Any, tmp_path: Any) -> None:
+    """What waits in the parent is bounded by its size, too."""
+    consumed: list[int] = []
+    path = str(tmp_path / "go")
+
+    def large() -> Iterator[tuple[str, bytes]]:
+        for number in range(40):
+            consumed.append(number)
+            yield path, bytes(jobs.AHEAD_BYTES // 4)
+
+    with face(1) as pool:
+        results = pool.imap(wait_and_measure, large())
+        while pool._taskqueue.qsize() < 4:
+            os.sched_yield()
+        assert len(consumed) <= 4 + 2 + 1  # that wait, that are at the worker, that is in the feeder's hands
+        touch(path)
+        assert list(results) == [jobs.AHEAD_BYTES // 4] * 40
+        assert pool._taskqueue.empty()
+
+
+def wait_and_measure(item: tuple[str, bytes]) -> int:
+    wait_for_file(item[0])
+    return len(item[1])
+
+
+def test_a_list_may_change_while_it_is_mapped(face: Any, tmp_path: Any) -> None:
+    path = str(tmp_path / "go")
+    paths = [path] * 10
+    with face(1) as pool:
+        result = pool.map_async(wait_for_file, paths, 1)
+        paths.clear()
+        touch(path)
+        assert result.get() == ["done"] * 10
+
+
+class Endless:
+    """Says how long it is, and goes on for ever."""
+
+    def __len__(self) -> int:
+        return 10
+
+    def __getitem__(self, index: int) -> int:
+        return index
+
+
+@pytest.mark.parametrize("size", [1, 3, 100])
+def test_map_takes_no_more_than_was_promised(face: Any, size: int) -> None:
+    with face(2) as pool:
+        count = -(-10 // size) * size  # whole chunks, as by the stock
+        assert pool.map(square, Endless(), size)[:10] == [x * x for x in range(10)]
+        assert len(pool.map(square, Endless(), size)) <= count
 
 
 def test_imap_of_an_iterator_that_raises(face: Any) -> None:

@@ -19,26 +19,28 @@ What holds, and what breaks otherwise:
 
 from __future__ import annotations
 
+import importlib
 import os
 import selectors
+import signal
 import socket
 import sys
 import threading
 import time
 from collections import deque
 
-from pooltrace.errors import InternalError, MisuseError, PoolBrokenError, PoolTerminatedError, WorkerLostError
+from pooltrace.errors import InternalError, MisuseError, PoolBrokenError, PoolTerminatedError
 from pooltrace.pool import frames, intake
-from pooltrace.pool.jobs import AHEAD, Job, Outcome, Unit
+from pooltrace.pool.jobs import Job, Outcome, Unit
 from pooltrace.pool.serialize import Serializer, main_is_importable
-from pooltrace.pool.slots import DEPTH, Plan, Process, Slot
+from pooltrace.pool.slots import DEPTH, MOST_SENDS, Plan, Process, Slot
 from pooltrace.pool.waits import Event
 from pooltrace.tracer import arena, emit, session
 
 RUN, CLOSE, TERMINATE = "RUN", "CLOSE", "TERMINATE"
-GRACE = 0.5  # seconds between SIGTERM and SIGKILL
+PARTING = 0.1  # seconds for workers with nothing to do to leave by themselves, before SIGTERM
+GRACE = 5.0  # seconds between SIGTERM and SIGKILL: a worker may have a handler that saves something
 GIVE_UP = 3.0  # seconds after SIGKILL: a process that is still there is in uninterruptible sleep
-MOST_SENDS = 5  # of a unit that no worker lived to begin
 PAUSE = 0.5  # seconds before a slot is filled again when starts keep failing
 
 
@@ -53,7 +55,7 @@ class Engine:
         self.finished = Event("waiting for the pool to end")
         self.processes: list[Process] = []
         self.thread = threading.Thread(target=self._run, name="pooltrace dispatcher", daemon=True)
-        self._serializer = Serializer(plan.family, plan.start_method == "fork" or main_is_importable())
+        self.serializer = Serializer(plan.family, plan.start_method == "fork" or main_is_importable())
         self._pending: deque[Unit] = deque()
         self._asleep = False  # dispatcher: `wake` has to write
         self._poked = False  # any thread: look again before you sleep
@@ -78,12 +80,37 @@ class Engine:
             end.setblocking(False)
         frames.own(self._selector, self._waker, self._woken)
         self._selector.register(self._woken, selectors.EVENT_READ, None)
-        for slot in self._slots:
-            self._watch(slot)
         self._forget_units = session.describe_units(self._units_in_flight)
-        self.thread.start()
+        util = importlib.import_module(plan.family + ".util")
+        self._exit_hook = util.Finalize(None, self.terminate, exitpriority=15)  # whatever became of the pool object
+        try:
+            for slot in self._slots:
+                self._watch(slot)
+            self.thread.start()
+        except BaseException:  # no more descriptors or threads; or Ctrl-C while it waits for the thread
+            self._abandon()
+            raise
+
+    def _abandon(self) -> None:
+        """The pool cannot be made: nothing of it stays."""
+        if self.thread.ident is not None or self.thread.is_alive():
+            self.terminate()
+            return
+        try:
+            for slot in self._slots:
+                if slot.process is not None:
+                    slot.send_signals([signal.SIGKILL])
+                    slot.process.join(GIVE_UP)
+                    slot.bury(None)
+        finally:
+            self._give_back()
+            self.finished.set()
 
     # -- any thread
+
+    def queued(self) -> int:
+        """Units that wait in the parent."""
+        return len(self.inbox) + len(self._pending)
 
     def wake(self) -> None:
         """After any change that the dispatcher has to see."""
@@ -100,13 +127,16 @@ class Engine:
         self.wake()
 
     def terminate(self) -> None:
-        """Ends everything now: jobs that are not done fail, workers are killed. Returns when they are gone."""
+        """Ends everything now: jobs that are not done fail, workers are killed. Returns when they are gone.
+
+        By the dispatcher itself (a callback, say) it only says so, and the end comes when the callback returns.
+        """
         if os.getpid() != self.pid:
             return
         self.state = TERMINATE
         self.wake()
         if threading.current_thread() is not self.thread:
-            self.finished.wait(GRACE + GIVE_UP + 2.0)
+            self.finished.wait(PARTING + GRACE + GIVE_UP + 2.0)
             self.thread.join(1.0)
 
     def join(self) -> None:
@@ -137,7 +167,10 @@ class Engine:
                 if process.exitcode is None:
                     process.terminate()
             for process in self.processes:
-                process.join()
+                process.join(GRACE)
+                if process.exitcode is None:
+                    process.kill()
+                    process.join(GIVE_UP)
             for slot in self._slots:
                 if slot.process is not None:
                     slot.bury(None)
@@ -249,37 +282,18 @@ class Engine:
                 self._idle_deaths = 0
                 if unit.g != frame.unit:
                     raise InternalError(f"unit {unit.g} was expected from its worker, {frame.unit} came")
-                outcomes.append((unit, self._outcome(unit, frame)))
+                outcomes.append((unit, intake.outcome(self.serializer.family, unit, frame)))
             elif frame.kind == frames.SKIPPED:
                 slot.skipping = False
             elif frame.kind == frames.READY:
                 slot.ready = True
                 self._failures = 0
             elif frame.kind == frames.START_FAILED:
-                slot.start_error = self._load_error(frame)
+                slot.start_error = intake.load_error(frame)
         if traced and received:
             emit.region_end()
         for unit, outcome in outcomes:
             self._complete(unit, outcome)
-
-    def _outcome(self, unit: Unit, frame: frames.Frame) -> Outcome:
-        success = not frame.flags & frames.FAILED
-        try:
-            return success, Serializer.loads(frame.payload, frame.buffers)
-        except BaseException as error:
-            size = len(frame.payload) + sum(buffer.nbytes for buffer in frame.buffers)
-            what = "result" if success else "exception"
-            wrapped = intake.encoding_error(
-                self._serializer.family, error, f"<{what} of {unit.job.name}, {size} bytes>"
-            )
-            return False, wrapped
-
-    def _load_error(self, frame: frames.Frame) -> BaseException:
-        try:
-            error = Serializer.loads(frame.payload, frame.buffers)
-            return error if isinstance(error, BaseException) else RuntimeError(repr(error))
-        except BaseException as failure:
-            return failure
 
     def _complete(self, unit: Unit, outcome: Outcome) -> None:
         result = self.cache.get(unit.job.id)
@@ -315,7 +329,7 @@ class Engine:
                     if unit is None:
                         return
                     try:
-                        slot.post(unit, self._serializer)
+                        slot.post(unit, self.serializer)
                     except BaseException as error:
                         self._fail(unit, error)
                         unit.cancel()
@@ -327,9 +341,7 @@ class Engine:
         while self._pending:
             unit = self._pending.popleft()
             job = unit.job
-            job.sent += 1
-            if job.fed and not job.room.is_set() and job.fed - job.sent <= AHEAD // 2:
-                job.room.set()
+            job.unqueued(unit)
             if unit.error is not None:
                 self._fail(unit, unit.error)
             elif not job.over:
@@ -352,7 +364,7 @@ class Engine:
                 break
             unit = slot.take_back() if slot.process is not None else None
             if unit is not None:
-                unit.job.sent -= 1
+                unit.job.requeued(unit)
                 self._pending.append(unit)
         return bool(self._pending)
 
@@ -383,15 +395,16 @@ class Engine:
         expected = slot.stopping or served or self.state == TERMINATE
         ready, start_error = slot.ready, slot.start_error
         how = slot.how_it_ended()
+        errors = {unit: slot.lost(unit, how) for unit in (*begun, *waiting)}
         slot.bury(None if expected or start_error is not None else how, begun[0] if begun else None)
         for unit in begun:
-            self._fail(unit, self._lost(unit, process, how))
+            self._fail(unit, errors[unit])
         for unit in reversed(waiting):
             if unit.sends >= MOST_SENDS:
-                self._fail(unit, self._lost(unit, process, how))
+                self._fail(unit, errors[unit])
                 unit.cancel()
             else:
-                unit.job.sent -= 1
+                unit.job.requeued(unit)
                 self._pending.appendleft(unit)
         if expected:
             return
@@ -402,20 +415,6 @@ class Engine:
             self._idle_deaths += 1
             if self._idle_deaths > 3 * len(self._slots) + 10:
                 slot.retry_at = time.monotonic() + PAUSE
-
-    def _lost(self, unit: Unit, process: Process, how: str) -> WorkerLostError:
-        where = f"item {unit.index}"
-        if unit.span is not None:
-            where = f"items {unit.span[0]} to {min(unit.span[1], len(unit.what)) - 1}"
-        elif unit.job.kind != frames.APPLY:
-            where = f"chunk {unit.index} of {len(unit.what)} items"
-        if unit.sends >= MOST_SENDS:
-            text = f"{unit.sends} workers died before they could begin {unit.job.name} ({where}); of the last, {how}"
-        else:
-            text = f"worker {how} while it ran {unit.job.name} ({where})"
-        code = process.exitcode
-        signal = -code if code is not None and code < 0 else None
-        return WorkerLostError(text, pid=process.pid or 0, signal=signal, exitcode=None if signal else code)
 
     def _start_failed(self, slot: Slot, error: BaseException | None, why: str) -> None:
         self._failures += 1
@@ -447,7 +446,7 @@ class Engine:
             except Exception as error:
                 slot.process = None
                 self._start_failed(slot, error, repr(error))
-                slot.retry_at = time.monotonic() + PAUSE / 10
+                slot.retry_at = max(slot.retry_at, time.monotonic() + PAUSE / 10)
             else:
                 self._watch(slot)
 
@@ -462,33 +461,37 @@ class Engine:
             self._cancel_all()
         finally:
             emit.leave()
-            self._forget_units()
-            for slot in self._slots:
-                if slot.process is not None:
-                    print(
-                        f"pooltrace: worker pid {slot.process.pid} does not die (uninterruptible sleep?)",
-                        file=sys.stderr,
-                    )
-                slot.free()
-            frames.disown(self._selector, self._waker, self._woken, self._lifeline, self._lifeline_read)
-            arena.release()
-            # an engine is part of a cycle; what holds descriptors and buffers is not
-            self.processes, self._slots = [], []
+            self._give_back()
+
+    def _give_back(self) -> None:
+        self._forget_units()
+        for slot in self._slots:
+            if slot.process is not None:
+                print(f"pooltrace: worker pid {slot.process.pid} does not die", file=sys.stderr)
+            slot.free()
+        frames.disown(self._selector, self._waker, self._woken, self._lifeline, self._lifeline_read)
+        arena.release()
+        self._exit_hook.cancel()
+        # an engine is part of a cycle; what holds descriptors and buffers is not
+        self.processes, self._slots = [], []
 
     def _end_workers(self) -> None:
+        """Who has nothing to do leaves by himself, with all that a process does at its end; the others are told to."""
         self.state = TERMINATE  # from here on a death is no loss
         for slot in self._slots:
             if slot.process is not None:
-                slot.process.terminate()
-        self._await_deaths(GRACE)
-        for slot in self._slots:
-            if slot.process is not None:
-                slot.process.kill()
-        self._await_deaths(GIVE_UP)
+                slot.stop()
+                self._flush(slot)
+        idle = [slot for slot in self._slots if slot.process is not None and slot.ready and not slot.inflight]
+        self._await_deaths(PARTING, idle)
+        for signals, seconds in (((signal.SIGTERM, signal.SIGCONT), GRACE), ((signal.SIGKILL,), GIVE_UP)):
+            for slot in self._slots:
+                slot.send_signals(signals)
+            self._await_deaths(seconds, self._slots)
 
-    def _await_deaths(self, seconds: float) -> None:
+    def _await_deaths(self, seconds: float, slots: list[Slot]) -> None:
         deadline = time.monotonic() + seconds
-        while any(slot.process is not None for slot in self._slots):
+        while any(slot.process is not None for slot in slots):
             left = deadline - time.monotonic()
             if left <= 0:
                 return

@@ -9,7 +9,8 @@ Knows bytes, descriptors and lengths; neither pickles nor jobs nor tracing.
     +-----------------------+----------+---------+--------------------------------------+
 
 A frame that is larger than the receiver's buffer is received into memory of its own, so that large payloads are copied
-once.
+once. Each buffer gets its own piece of memory: so it is aligned as if it had been allocated here, and who keeps one
+array does not keep those that came with it.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ READY, START_FAILED, RESULT, SKIPPED = 16, 17, 18, 19
 
 FAILED = 1  # flag of RESULT: the payload is an exception
 FRESH = 2  # flag of a unit: the function section holds the job's function
+ONCE = 4  # flag of a unit: its job has no other, so nobody keeps the function
 
 HEADER = struct.Struct("=BBHIQQQQQ")
 MOST_BUFFERS = 0xFFFF
@@ -39,22 +41,16 @@ Piece = bytes | bytearray | memoryview
 
 
 class Frame:
-    """One frame as it was received. The views are of memory that nobody else uses."""
+    """One frame as it was received. The views are of memory that nobody else uses, each buffer's of its own."""
 
     __slots__ = ("buffers", "flags", "function", "generation", "job", "kind", "payload", "unit")
 
-    def __init__(self, head: tuple[int, ...], body: memoryview) -> None:
+    def __init__(self, head: tuple[int, ...], front: memoryview, buffers: list[memoryview]) -> None:
         self.kind, self.flags, count, self.generation, self.unit, self.job, function, payload, _ = head
         at = 8 * count
-        lengths = struct.unpack_from(f"={count}Q", body) if count else ()
-        self.function = body[at : at + function]
-        at += function
-        self.payload = body[at : at + payload]
-        at += payload
-        self.buffers: list[memoryview] = []
-        for length in lengths:
-            self.buffers.append(body[at : at + length])
-            at += length
+        self.function = front[at : at + function]
+        self.payload = front[at + function : at + function + payload]
+        self.buffers = buffers
 
 
 def pack(
@@ -87,15 +83,13 @@ class Receiver:
         self._sock = sock
         self._buffer = memoryview(bytearray(_ROOM))
         self._start = self._end = 0
-        self._head: tuple[int, ...] = ()  # of the large frame that is being received
-        self._body: memoryview | None = None
-        self._have = 0
+        self._large: _Large | None = None  # the frame that is being received into memory of its own
 
     def fill(self) -> int:
         """Receives once; 0 at the end of the stream. Raises what recv raises."""
-        if self._body is not None:
-            n = self._sock.recv_into(self._body[self._have :])
-            self._have += n
+        if self._large is not None:
+            n = self._sock.recvmsg_into(self._large.room())[0]
+            self._large.took(n)
             return n
         if self._start == self._end:
             self._start = self._end = 0
@@ -109,11 +103,10 @@ class Receiver:
 
     def take(self) -> Frame | None:
         """The next whole frame that was received, None when there is none."""
-        if self._body is not None:
-            if self._have < len(self._body):
-                return None
-            frame = Frame(self._head, self._body)
-            self._body = None
+        if self._large is not None:
+            frame = self._large.frame()
+            if frame is not None:
+                self._large = None
             return frame
         have = self._end - self._start
         if have < HEADER.size:
@@ -121,14 +114,64 @@ class Receiver:
         head = HEADER.unpack_from(self._buffer, self._start)
         total, at = head[8], self._start + HEADER.size
         have -= HEADER.size
-        if have >= total:
+        if have < total and total + HEADER.size <= _ROOM:
+            return None
+        if have >= total and head[2] == 0:
             self._start = at + total
-            return Frame(head, memoryview(bytearray(self._buffer[at : at + total])))
-        if total + HEADER.size > _ROOM:
-            self._head, self._body, self._have = head, memoryview(bytearray(total)), have
-            self._body[:have] = self._buffer[at : at + have]
+            return Frame(head, memoryview(bytearray(self._buffer[at : at + total])), [])
+        large = _Large(head)
+        self._start = at + large.copy(self._buffer[at : at + min(have, total)])
+        if self._start == self._end:
             self._start = self._end = 0
-        return None
+        frame = large.frame()
+        self._large = large if frame is None else None
+        return frame
+
+
+class _Large:
+    """A frame on its way into memory of its own: what is in front of the buffers, then each buffer."""
+
+    def __init__(self, head: tuple[int, ...]) -> None:
+        self._head = head
+        self._front = memoryview(bytearray(8 * head[2] + head[6] + head[7]))
+        self._buffers: list[memoryview] | None = None  # not known before their lengths are here
+        self._left = deque([self._front])
+        self._next()
+
+    def _next(self) -> None:
+        while self._left and not len(self._left[0]):
+            self._left.popleft()
+        if not self._left and self._buffers is None:
+            lengths = struct.unpack_from(f"={self._head[2]}Q", self._front)
+            self._buffers = [memoryview(bytearray(length)) for length in lengths]
+            self._left.extend(self._buffers)
+            self._next()
+
+    def room(self) -> list[memoryview]:
+        """Where the next bytes go; empty when all is here."""
+        return [self._left[i] for i in range(min(len(self._left), _PARTS))]
+
+    def took(self, n: int) -> None:
+        """So many bytes have come."""
+        drop(self._left, n)
+        self._next()
+
+    def copy(self, data: memoryview) -> int:
+        """Takes these bytes, which are not more than the frame has."""
+        at = 0
+        while at < len(data):
+            room = self._left[0]
+            n = min(len(room), len(data) - at)
+            room[:n] = data[at : at + n]
+            self.took(n)
+            at += n
+        return at
+
+    def frame(self) -> Frame | None:
+        """The frame, once all is here."""
+        if self._left or self._buffers is None:
+            return None
+        return Frame(self._head, self._front, self._buffers)
 
 
 class Outbox:

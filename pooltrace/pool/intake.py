@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pooltrace.errors import MisuseError
 from pooltrace.pool import frames, jobs
-from pooltrace.pool.jobs import AHEAD, Job, Outcome, Tasks, Unit
+from pooltrace.pool.jobs import Job, Outcome, Tasks, Unit
+from pooltrace.pool.serialize import Serializer
 from pooltrace.pool.waits import Condition, Event
 from pooltrace.tracer import emit
 
@@ -40,6 +41,12 @@ class Cache(dict[int, Any]):
     def __init__(self, engine: Engine) -> None:
         super().__init__()
         self._engine = engine
+        self._given_up: dict[int, object] = {}  # any thread: single operations
+
+    def give_up(self, job_id: int) -> bool:
+        """Whether it is for the caller, and for nobody else, to fail this result."""
+        token = object()
+        return self._given_up.setdefault(job_id, token) is token and job_id in self
 
     def __setitem__(self, job_id: int, result: Any) -> None:
         engine = self._engine
@@ -53,6 +60,7 @@ class Cache(dict[int, Any]):
 
     def __delitem__(self, job_id: int) -> None:
         if self.pop(job_id, None) is not None:
+            self._given_up.pop(job_id, None)
             end_job(self._engine, job_id)
             if not self:
                 self._engine.wake()
@@ -80,13 +88,43 @@ def _guarded(callback: Callable[[Any], object] | None) -> Callable[[Any], None] 
         try:
             callback(value)
         except BaseException as error:
-            threading.excepthook(
-                threading.ExceptHookArgs((type(error), error, error.__traceback__, threading.current_thread()))
-            )
+            _report(error)
         finally:
             emit.region_end()
 
     return run
+
+
+def _report(error: BaseException) -> None:
+    """Shows an error that nobody can catch. Never raises, whatever the program's hooks do."""
+    try:
+        args = (type(error), error, error.__traceback__, threading.current_thread())
+        threading.excepthook(threading.ExceptHookArgs(args))
+    except BaseException:
+        try:
+            sys.__excepthook__(type(error), error, error.__traceback__)
+        except BaseException:
+            pass  # not even standard error is there
+
+
+def outcome(family: str, unit: Unit, frame: frames.Frame) -> Outcome:
+    """What an answer says of its unit; one that cannot be unpickled is an error of that unit."""
+    success = not frame.flags & frames.FAILED
+    try:
+        return success, Serializer.loads(frame.payload, frame.buffers)
+    except BaseException as error:
+        size = len(frame.payload) + sum(buffer.nbytes for buffer in frame.buffers)
+        what = "result" if success else "exception"
+        return False, encoding_error(family, error, f"<{what} of {unit.job.name}, {size} bytes>")
+
+
+def load_error(frame: frames.Frame) -> BaseException:
+    """The exception that a worker met at its start."""
+    try:
+        error = Serializer.loads(frame.payload, frame.buffers)
+        return error if isinstance(error, BaseException) else RuntimeError(repr(error))
+    except BaseException as failure:
+        return failure
 
 
 def encoding_error(family: str, error: BaseException, value: str) -> Exception:
@@ -101,14 +139,14 @@ def deliver(result: Any, index: int, outcome: Outcome, weight: int) -> None:
     for step in range(weight):
         try:
             result._set(index + step, outcome)
-        except Exception:
-            sys.excepthook(*sys.exc_info())
+        except Exception as error:
+            _report(error)
             return
 
 
 def abort(result: Any, cache: Cache, error: BaseException, callbacks: bool) -> None:
     """Fails a result that nobody can bring any more, whatever it still waits for. Once per result."""
-    if result._job not in cache:
+    if not cache.give_up(result._job):
         return
     if hasattr(result, "_event"):
         if not callbacks:
@@ -149,18 +187,28 @@ class TaskQueue:
                 self._map(tasks)
             return
         for job_id, index, function, args, kwds in tasks:
-            job = self._begin(job_id, frames.APPLY, function, "apply")
+            job = self._begin(job_id, frames.APPLY, function, "apply", single=True)
             self._submit(job, [Unit(job, index, (args, kwds))], _callers_stack())
         if set_length is not None:
             raise MisuseError("this kind of task list is not known")
 
-    def _begin(self, job_id: int, kind: int, function: object, call: str) -> Job:
-        job = Job(job_id, kind, function)
+    def qsize(self) -> int:
+        """How many units wait in the parent (the stock pool's counts calls): a measure for who submits."""
+        return self._engine.queued()
+
+    def empty(self) -> bool:
+        """Nothing waits in the parent."""
+        return self._engine.queued() == 0
+
+    def _begin(self, job_id: int, kind: int, function: object, call: str, *, single: bool = False) -> Job:
+        job = Job(job_id, kind, function, single)
         self._engine.jobs[job_id] = job
         if emit.enabled():
             emit.enter()
             emit.task_begin(job.task, 0, f"{call}({job.name.rpartition('.')[2]})", _callers_stack())
             emit.leave()
+        if job_id not in self._engine.cache:  # the pool ended meanwhile, and has failed the result
+            end_job(self._engine, job_id)
         return job
 
     def _submit(self, job: Job, units: Iterable[Unit], stack: emit.Stack | None) -> None:
@@ -208,12 +256,19 @@ class TaskQueue:
             name="pooltrace feeder",
             daemon=True,
         )
-        feeder.start()
+        try:
+            feeder.start()
+        except BaseException as error:  # no more threads: nobody will bring a result
+            abort(result, self._engine.cache, error, False)
+            raise
 
     def _feed(
         self, job: Job, items: Iterable[Any], chunked: bool, set_length: SetLength, stack: emit.Stack | None
     ) -> None:
-        """The feeder's thread: consumes the user's iterator, which may block, never far ahead of the workers."""
+        """The feeder's thread: consumes the user's iterator, which may block, never far ahead of the workers.
+
+        What it yields is pickled before it is asked for more: it may use the same object again.
+        """
         index = -1
         try:
             for index, item in enumerate(items):
@@ -236,16 +291,25 @@ class TaskQueue:
             _end_iterator(set_length.__self__)  # type: ignore[attr-defined]
 
     def _feed_one(self, job: Job, unit: Unit, stack: emit.Stack | None) -> None:
-        while job.fed - job.sent >= AHEAD and not job.over:
-            job.room.clear()
-            if job.fed - job.sent >= AHEAD and not job.over:
-                job.room.wait()
+        emit.enter()
+        if unit.error is None:
+            emit.region_begin(emit.PHASE, 0, "pickle", None)
+            try:
+                unit.pack(self._engine.serializer)
+            except BaseException as error:
+                unit.error = error
+            emit.region_end()
+        if job.is_full() and not job.over:
+            emit.leave()  # what follows is a wait
+            while job.is_full() and not job.over:
+                job.room.clear()
+                if job.is_full() and not job.over:
+                    job.room.wait()
+            emit.enter()
         job.fed += 1
-        if emit.enabled():
-            stack = stack or emit.stack(0)
-        else:
-            stack = None
-        self._submit(job, (unit,), stack)
+        job.fed_bytes += unit.size
+        self._submit(job, (unit,), (stack or emit.stack(0)) if emit.enabled() else None)
+        emit.leave()
 
 
 _OURS = (

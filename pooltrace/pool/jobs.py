@@ -7,27 +7,30 @@ answered.
 from __future__ import annotations
 
 import inspect
+import itertools
 import marshal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from pooltrace.pool import frames
-from pooltrace.pool.serialize import Serializer, describe
+from pooltrace.pool.serialize import Pickled, Serializer, describe
 from pooltrace.tracer import emit
 
 Outcome = tuple[bool, Any]  # success, and the value or the exception: what the stock results' _set takes
-AHEAD = 64  # units of an imap that may wait in the parent; its iterator is not consumed further than that
+AHEAD = 64  # units of an imap that may wait in the parent; its iterator is not consumed further than that,
+AHEAD_BYTES = 16 << 20  # nor while so much of them, pickled, waits there
 
 
 class Job:
-    """One call of the pool's. `kind` says how a unit's payload is applied: APPLY, MAP or STARMAP."""
+    """One call of the pool's. `kind` says how a unit's payload is applied: APPLY, MAP, STARMAP; `single`: one unit."""
 
     __slots__ = (
         "__weakref__",
         "_blob",
         "_start",
         "fed",
+        "fed_bytes",
         "file",
         "function",
         "id",
@@ -37,17 +40,20 @@ class Job:
         "over",
         "room",
         "sent",
+        "sent_bytes",
+        "single",
         "task",
     )
 
-    def __init__(self, id: int, kind: int, function: object) -> None:
+    def __init__(self, id: int, kind: int, function: object, single: bool = False) -> None:
         self.id = id
         self.kind = kind
+        self.single = single
         self.function: object = function
         self.name, self.file, self.line = describe(function)
         self.task = emit.new_task()
-        self.fed = 0  # units that the feeder has submitted; feeder's thread only
-        self.sent = 0  # units that are no longer queued; dispatcher's thread only
+        self.fed = self.fed_bytes = 0  # units that the feeder has submitted; feeder's thread only
+        self.sent = self.sent_bytes = 0  # units that are no longer queued; dispatcher's thread only
         self.room = threading.Event()  # the feeder waits for it when it is too far ahead
         self.over = False  # its last result is in, or it was given up
         self._blob: bytes | None = None
@@ -67,6 +73,25 @@ class Job:
             self._blob = len(about).to_bytes(4, "little") + about + serializer.dumps_function(self.function)
         return self._blob
 
+    def is_full(self) -> bool:
+        """The feeder is as far ahead as it may be."""
+        units, size = self.fed - self.sent, self.fed_bytes - self.sent_bytes
+        return units >= AHEAD or (units > 0 and size >= AHEAD_BYTES)
+
+    def unqueued(self, unit: Unit) -> None:
+        """One unit waits no longer. Dispatcher's thread."""
+        self.sent += 1
+        self.sent_bytes += unit.size
+        if self.fed and not self.room.is_set():
+            units, size = self.fed - self.sent, self.fed_bytes - self.sent_bytes
+            if units <= AHEAD // 2 and (size <= AHEAD_BYTES // 2 or units == 0):
+                self.room.set()
+
+    def requeued(self, unit: Unit) -> None:
+        """The unit waits again. Dispatcher's thread."""
+        self.sent -= 1
+        self.sent_bytes -= unit.size
+
     def end(self) -> None:
         """Nothing more will be sent: lets the function go, and the feeder, if one waits."""
         self.over = True
@@ -84,7 +109,20 @@ def read_blob(blob: memoryview) -> tuple[tuple[str, str, int, int], memoryview]:
 class Unit:
     """One piece of a job. What it applies the function to is kept until its answer is in: it may be sent again."""
 
-    __slots__ = ("error", "g", "generation", "index", "job", "sends", "span", "weight", "what")
+    __slots__ = (
+        "count",
+        "error",
+        "g",
+        "generation",
+        "index",
+        "job",
+        "packed",
+        "sends",
+        "size",
+        "span",
+        "weight",
+        "what",
+    )
 
     def __init__(self, job: Job, index: int, what: Any, span: tuple[int, int] | None = None) -> None:
         self.g = emit.new_g()
@@ -93,9 +131,19 @@ class Unit:
         self.index = index
         self.what = what  # (args, kwds), a chunk's items, or with `span` the sequence that they are a slice of
         self.span = span
+        self.count = 1 if what is None or job.kind == frames.APPLY else span[1] - span[0] if span else len(what)
+        self.packed: Pickled | None = None  # what it applies the function to, pickled beforehand
+        self.size = 0  # bytes of that
         self.error: BaseException | None = None  # known before it runs: the user's iterator raised it
         self.weight = 1  # how many units of the result an error stands for
         self.sends = 0
+
+    def pack(self, serializer: Serializer) -> None:
+        """Pickles now, buffers too: who made the arguments may change them next. Raises what pickling raises."""
+        payload, buffers = serializer.dumps(self.payload())
+        self.packed = payload, [memoryview(bytes(buffer)) for buffer in buffers]
+        self.size = len(payload) + sum(buffer.nbytes for buffer in self.packed[1])
+        self.what = None
 
     def cancel(self) -> None:
         """It will never run: ends it in the trace, if that knows of it. Dispatcher's thread."""
@@ -138,15 +186,17 @@ def kind_of(mapper: object) -> int | None:
 
 def finite_units(job: Job, items: Iterable[Any], size: int, count: int) -> Iterator[Unit]:
     """The units of a map whose result expects `count`. An error of the iterable stands for all that are missing."""
-    if type(items) in (list, tuple, range):
+    if type(items) is list:
+        items = tuple(items)  # the caller may change it while units wait
+    if isinstance(items, (tuple, range)):
         for index in range(count):
-            yield Unit(job, index, items, (index * size, (index + 1) * size))
+            yield Unit(job, index, items, (index * size, min(len(items), (index + 1) * size)))
         return
     index = -1
     error: BaseException | None = None
     try:
         chunk: list[Any] = []
-        for item in items:
+        for item in itertools.islice(items, count * size):  # it may be longer than it said
             chunk.append(item)
             if len(chunk) == size:
                 index += 1

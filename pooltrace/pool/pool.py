@@ -103,14 +103,18 @@ class Face:
             wrap=self._wrap_exception,
             start_method=str(getattr(self._ctx, "_name", "fork")),
         )
+        util = importlib.import_module(self._family + ".util")
         with _traced():
             self._engine = Engine(plan, processes)
-        self._pool = self._engine.processes
-        self._cache = self._engine.cache
-        self._taskqueue = TaskQueue(self._engine)
-        util = importlib.import_module(self._family + ".util")
-        self._terminate = util.Finalize(self, self._engine.terminate, exitpriority=15)
-        self._state = RUN
+        try:
+            self._pool = self._engine.processes
+            self._cache = self._engine.cache
+            self._taskqueue = TaskQueue(self._engine)
+            self._terminate = util.Finalize(self, self._engine.terminate, exitpriority=15)
+            self._state = RUN
+        except BaseException:  # Ctrl-C just now
+            self._engine.terminate()
+            raise
 
     def _process_maker(self) -> Callable[..., Process]:
         """The class's `Process`; where it can be, without a reference to this object, which may be collected."""
@@ -144,6 +148,7 @@ class Face:
         self._state = TERMINATE
         with _traced():
             self._terminate()
+            self._engine.terminate()  # again: the first one may have been by a callback, which cannot wait for it
 
     def join(self) -> None:
         if self._state == RUN:

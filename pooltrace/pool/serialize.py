@@ -144,15 +144,21 @@ def is_plain(function: object) -> bool:
     """May the worker keep this callable for the next unit? A stateful one is loaded anew each time, as in the stock."""
     if isinstance(function, type):
         return True
-    if getattr(function, "__closure__", None):
+    if type(function).__name__ not in ("function", "builtin_function_or_method"):
         return False
-    return type(function).__name__ in ("function", "builtin_function_or_method") and isinstance(
-        getattr(function, "__self__", None), (type(None), type(sys))
-    )
+    owner = getattr(function, "__self__", None)
+    return not getattr(function, "__closure__", None) and isinstance(owner, (type(None), type(sys)))
 
 
 def describe(function: object) -> tuple[str, str, int]:
     """Name (`module.qualname`), file and line of the function behind partials, methods and objects. Never raises."""
+    try:
+        return _describe(function)
+    except Exception:  # an object whose attributes cannot be had
+        return type(function).__qualname__, "", 0
+
+
+def _describe(function: object) -> tuple[str, str, int]:
     for _ in range(16):
         inner = (
             getattr(function, "func", None)

@@ -10,16 +10,17 @@ import os
 import signal
 import socket
 import threading
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, Protocol
 
-from pooltrace.errors import describe_exit
+from pooltrace.errors import WorkerLostError, describe_exit
 from pooltrace.pool import frames, worker
-from pooltrace.pool.jobs import Job, Unit
+from pooltrace.pool.jobs import Unit
 from pooltrace.pool.serialize import Serializer
 from pooltrace.tracer import arena, emit
 
+MOST_SENDS = 5  # of a unit that no worker lived to begin
 DEPTH = 2  # one unit runs, one waits: it can be taken back
 
 
@@ -103,7 +104,7 @@ class Slot:
         self.ready = self.stopping = self.writing = False
         self.ended = False  # the worker has closed its end of the channel
         self.start_error: BaseException | None = None
-        self._known: OrderedDict[int, None] = OrderedDict()  # jobs whose function the worker keeps
+        self._known = worker.Functions()  # jobs whose function the worker keeps
         self.pidfd = -1
         self.process = process
         return process
@@ -147,6 +148,20 @@ class Slot:
         self.trace = trace
         return process
 
+    def send_signals(self, signals: Iterable[signal.Signals]) -> None:
+        """To the worker, if there is one and it may be done (not when it has become another user's)."""
+        process = self.process
+        if process is None or process.pid is None:
+            return
+        for number in signals:
+            try:
+                if self.pidfd >= 0:
+                    signal.pidfd_send_signal(self.pidfd, number)
+                else:
+                    os.kill(process.pid, number)
+            except OSError:
+                pass
+
     def watch(self) -> int:
         """A descriptor that becomes readable when the worker is dead."""
         assert self.process is not None
@@ -161,6 +176,23 @@ class Slot:
     def how_it_ended(self) -> str:
         assert self.process is not None
         return describe_exit(self.process.pid or 0, self.exit_status())
+
+    def lost(self, unit: Unit, how: str) -> WorkerLostError:
+        """The error of a unit that died with this worker; `how` is the worker's end, in words."""
+        assert self.process is not None
+        where = f"item {unit.index}"
+        if unit.span is not None:
+            where = f"items {unit.span[0]} to {unit.span[1] - 1}"
+        elif unit.job.kind != frames.APPLY:
+            where = f"chunk {unit.index} of {unit.count} items"
+        if unit.sends >= MOST_SENDS:
+            text = f"{unit.sends} workers died before they could begin {unit.job.name} ({where}); of the last, {how}"
+        else:
+            text = f"worker {how} while it ran {unit.job.name} ({where})"
+        code = self.process.exitcode
+        number = -code if code is not None and code < 0 else None
+        pid = self.process.pid or 0
+        return WorkerLostError(text, pid=pid, signal=number, exitcode=None if number else code)
 
     def bury(self, text: str | None, begun: Unit | None = None) -> None:
         """The worker is dead, its channel was read to the end: gives back all that was its. `text`: how it was lost;
@@ -186,7 +218,7 @@ class Slot:
 
     def room(self) -> int | None:
         """How many units are there already, None when no more may be sent."""
-        if self.process is None or not self.ready or self.stopping or self.skipping:
+        if self.process is None or not self.ready or self.stopping or self.skipping or self.ended:
             return None
         if self.plan.max_tasks is not None and self.assigned >= self.plan.max_tasks:
             return None
@@ -198,30 +230,27 @@ class Slot:
         job = unit.job
         known = job.id in self._known
         blob = b"" if known else job.blob(serializer)
-        payload, buffers = serializer.dumps(unit.payload())
-        flags = 0 if known else frames.FRESH
+        payload, buffers = unit.packed or serializer.dumps(unit.payload())
+        flags = 0 if known else frames.FRESH | (frames.ONCE if job.single else 0)
         self.outbox.add(frames.pack(job.kind, flags, unit.generation, unit.g, job.id, blob, payload, buffers))
-        if not known:
-            self._remember(job)
+        if not known and not job.single:
+            self._known.add(job.id, len(blob))
         self.inflight.append(unit)
         self.offered += 1
         self.assigned += 1
         unit.sends += 1
 
-    def _remember(self, job: Job) -> None:
-        self._known[job.id] = None
-        if len(self._known) > worker.FUNCTIONS:
-            self._known.popitem(last=False)
-
     def flush(self) -> bool:
-        """Sends what it can; True when all is sent. A worker that does not read any more is left to its death."""
+        """Sends what it can; True when all is sent. A worker that cannot be sent to is left to its death, or killed."""
         if self.offered:
             self.claims.offer(self.offered)
             self.offered = 0
         try:
             return self.outbox.flush()
-        except OSError:
+        except OSError as error:
             self.outbox.clear()
+            if not isinstance(error, (BrokenPipeError, ConnectionResetError)) and self.process is not None:
+                self.process.kill()  # it may have read half a frame
             return True
 
     def take_back(self) -> Unit | None:

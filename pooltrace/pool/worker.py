@@ -10,21 +10,25 @@ from __future__ import annotations
 import fcntl
 import importlib
 import os
+import re
 import select
 import signal
 import socket
+import sys
 import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from types import FrameType, TracebackType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from pooltrace.errors import InternalError, TaskExitError
 from pooltrace.pool import frames, jobs
 from pooltrace.pool.serialize import Pickled, Serializer, describe, is_plain
 from pooltrace.tracer import arena, emit
 
-FUNCTIONS = 32  # jobs whose function a worker keeps; the parent counts along
+FUNCTIONS = 32  # jobs whose function a worker keeps,
+FUNCTION_BYTES = 8 << 20  # as long as they are not larger together; the parent counts along
+ASYNC_SINCE = (5, 10)  # Linux before this tells all readers of a pipe when one of them closes it
 
 
 class Setup(NamedTuple):
@@ -70,7 +74,8 @@ def _die_with_parent(fd: int) -> None:
 
     The read end is opened anew: owner and signal belong to the open file, which all workers would share.
     """
-    if not hasattr(fcntl, "F_SETSIG"):
+    release = re.match(r"(\d+)\.(\d+)", os.uname().release)
+    if not hasattr(fcntl, "F_SETSIG") or not release or (int(release[1]), int(release[2])) < ASYNC_SINCE:
         return  # then a worker notices when it next reads or writes
     try:
         own = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_NONBLOCK)
@@ -106,6 +111,28 @@ class _Function:
         return function
 
 
+class Functions:
+    """Which jobs' functions are kept: the newest ones, as many as there is room for. Both ends count alike."""
+
+    def __init__(self) -> None:
+        self._sizes: OrderedDict[int, int] = OrderedDict()
+        self._total = 0
+
+    def __contains__(self, job: int) -> bool:
+        return job in self._sizes
+
+    def add(self, job: int, size: int) -> list[int]:
+        """Keeps one more; returns the jobs whose functions go for it."""
+        gone = []
+        self._total += size - self._sizes.pop(job, 0)
+        self._sizes[job] = size
+        while len(self._sizes) > 1 and (len(self._sizes) > FUNCTIONS or self._total > FUNCTION_BYTES):
+            old, freed = self._sizes.popitem(last=False)
+            self._total -= freed
+            gone.append(old)
+        return gone
+
+
 class _Worker:
     def __init__(self, setup: Setup, channel: socket.socket) -> None:
         self.pid = os.getpid()
@@ -114,7 +141,8 @@ class _Worker:
         self._receiver = frames.Receiver(channel)
         self._serializer = Serializer(setup.family)
         self._pool = importlib.import_module(setup.family + ".pool")
-        self._functions: OrderedDict[int, _Function] = OrderedDict()
+        self._functions: dict[int, _Function] = {}
+        self._kept = Functions()
         self._in_user_code = False  # an interrupt is the user's code's, not ours
 
     # -- start-up
@@ -185,18 +213,18 @@ class _Worker:
         return frame
 
     def _remember(self, frame: frames.Frame) -> _Function | None:
+        if frame.flags & frames.ONCE:
+            return _Function(frame.function)
         if frame.flags & frames.FRESH:
             self._functions[frame.job] = _Function(frame.function)
-            if len(self._functions) > FUNCTIONS:
-                self._functions.popitem(last=False)
+            for job in self._kept.add(frame.job, len(frame.function)):
+                del self._functions[job]
         return self._functions.get(frame.job)
 
     def _unit(self, frame: frames.Frame) -> None:
         function = self._remember(frame)
         emit.unit_begin(frame.unit, frame.generation, function.stack if function else None)
         flags, payload, buffers = self._answer(frame, function)
-        if os.getpid() != self.pid:
-            os._exit(0)  # the user's code forked, and its child came back to us
         emit.region_begin(emit.PHASE, 0, "send", None)
         self._send(frames.pack(frames.RESULT, flags, unit=frame.unit, job=frame.job, payload=payload, buffers=buffers))
         emit.region_end()
@@ -207,8 +235,12 @@ class _Worker:
         try:
             value = self._call(frame, function)
             failed = 0
+            if os.getpid() != self.pid:
+                _end_child(None)
         except BaseException as error:
             self._in_user_code = False
+            if os.getpid() != self.pid:
+                _end_child(error)
             value, failed = error, frames.FAILED
             emit.log(function.task if function else 0, "exception", _brief(error))
         emit.region_begin(emit.PHASE, 0, "pickle", None)
@@ -288,6 +320,23 @@ class _WithCause:
         return importlib.import_module(family + ".pool").rebuild_exc, (error, text)
 
 
+def _end_child(error: BaseException | None) -> NoReturn:
+    """The user's code forked, and its child came back to us: it ends here, as it would at the end of a program."""
+    status = 0
+    try:
+        if isinstance(error, SystemExit):
+            status = error.code if isinstance(error.code, int) else int(error.code is not None)
+            if error.code is not None and not isinstance(error.code, int):
+                print(error.code, file=sys.stderr)
+        elif error is not None:
+            status = 1
+            traceback.print_exception(type(error), error, _users_part(error.__traceback__))
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+    finally:
+        os._exit(status & 0xFF)
+
+
 def _users_part(tb: TracebackType | None) -> TracebackType | None:
     """The traceback without our own frames at its head."""
     while tb is not None and tb.tb_frame.f_code.co_filename == __file__:
@@ -302,4 +351,4 @@ def _brief(error: BaseException) -> str:
         return type(error).__name__
 
 
-__all__ = ["FUNCTIONS", "Setup", "main"]
+__all__ = ["FUNCTIONS", "Functions", "Setup", "main"]
