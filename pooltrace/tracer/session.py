@@ -52,6 +52,7 @@ from pooltrace.tracer.sink import Sink, Writable
 _log = logging.getLogger("pooltrace")
 _HEADERS = {"1.22": 22, "1.23": 23, "1.25": 25, "1.26": 26}
 _READ_WAIT = 100_000_000  # ns between looks for a signal
+_LOOK = 0.2  # seconds between looks whether a reader is still there
 
 Units = Callable[[], list[tuple[int, _core.Stack]]]
 
@@ -62,9 +63,10 @@ class _State:
     def __init__(self) -> None:
         self.lock = threading.Condition()
         self.phase = "off"  # off, on, stopping
-        self.reader: int | None = None  # ident of the thread inside read_trace
-        self.last_reader: int | None = None  # ident of the thread that read last in this trace
-        self.pump: threading.Thread | None = None
+        self.reader: threading.Thread | None = None  # inside read_trace
+        self.last_reader: threading.Thread | None = None  # that read last in this trace
+        self.pump: threading.Thread | None = None  # of start(), until stop()
+        self.own_reader: threading.Thread | None = None  # the same, until all was read: nobody else may read
         self.error: BaseException | None = None  # the first one of the sink
         self.summary: dict[str, Any] | None = None
         self.sources: list[Units] = []
@@ -107,7 +109,8 @@ def start_trace(*, header: str = "1.26", period: float = 1.0, caller: _core.Stac
     number = _check(header, period)
     with _state.lock:
         while _state.phase == "stopping":
-            _state.lock.wait()
+            _check_reader("it has not been read to its end")
+            _state.lock.wait(_LOOK)
         if _state.phase == "on":
             raise MisuseError("a trace is on already: stop it first")
         sources = list(_state.sources)
@@ -132,12 +135,14 @@ def start_trace(*, header: str = "1.26", period: float = 1.0, caller: _core.Stac
 def read_trace() -> bytes | None:
     """The next bytes of the trace; blocks until there are some; None when all was read.
 
-    Raises MisuseError for a second reader at the same time.
+    Raises MisuseError for a second reader at the same time, and for a trace that :func:`start` writes to a file.
     """
-    me = threading.get_ident()
+    me = threading.current_thread()
     with _state.lock:
         if _state.phase == "off":
             return None
+        if _state.own_reader not in (None, me):
+            raise MisuseError("start() reads this trace itself, into its file; use start_trace() to read it yourself")
         if _state.reader is not None:
             raise MisuseError("the trace is being read by another thread")
         _state.reader = _state.last_reader = me
@@ -161,6 +166,7 @@ def _finish() -> None:
     _state.summary = _core.summary()
     _state.summary["functions"].sort(key=lambda row: -row["total_ns"])
     _state.phase = "off"
+    _state.own_reader = None
     arena.release()
     _state.lock.notify_all()
 
@@ -169,7 +175,7 @@ def stop_trace() -> None:
     """Ends the trace and waits until its reader has read all of it.
 
     When the reader is the calling thread itself, it reads the rest afterwards.  Raises MisuseError when no trace is
-    on, or when nobody has ever read it (what was recorded is thrown away then).
+    on, or when nobody has ever read it or its reader is gone (what was not read is thrown away then).
     """
     with _state.lock:
         if _state.phase != "on":
@@ -178,14 +184,31 @@ def stop_trace() -> None:
     _core.stop()
     with _state.lock:
         if _state.last_reader is None:
-            while _core.read(0) is not None:
-                pass
-            _finish()
+            _throw_away()
             raise MisuseError("nobody has read this trace: call read_trace() in another thread until it returns None")
-        if _state.last_reader == threading.get_ident() and _state.reader is None:
+        if _state.last_reader is threading.current_thread() and _state.reader is None:
             return
         while _state.phase == "stopping":
-            _state.lock.wait()
+            _check_reader("its last part is lost")
+            _state.lock.wait(_LOOK)
+
+
+def _check_reader(what: str) -> None:
+    """While a trace is stopping: MisuseError if nobody will read the rest of it.  Under the state's lock."""
+    reader = _state.last_reader
+    if reader is None or _state.reader is not None:
+        return
+    if reader is threading.current_thread():
+        raise MisuseError(f"a trace has been stopped, and {what}: call read_trace() until it returns None")
+    if not reader.is_alive():
+        _throw_away()
+        raise MisuseError(f"the thread that read the trace has ended, and {what}: let it call read_trace() until None")
+
+
+def _throw_away() -> None:
+    while _core.read(0) is not None:
+        pass
+    _finish()
 
 
 def _pump(sink: Sink) -> None:
@@ -197,15 +220,15 @@ def _pump(sink: Sink) -> None:
             continue
         try:
             sink.write(data)
-        except Exception as error:
+        except BaseException as error:
             _failed(error)
     try:
         sink.close()
-    except Exception as error:
+    except BaseException as error:
         _failed(error)
 
 
-def _failed(error: Exception) -> None:
+def _failed(error: BaseException) -> None:
     with _state.lock:
         first = _state.error is None
         _state.error = _state.error or error
@@ -239,9 +262,17 @@ def start(
         raise
     pump = threading.Thread(target=_pump, args=(sink,), name="pooltrace-reader", daemon=True)
     with _state.lock:
-        _state.pump = pump
-        _state.last_reader = -1  # there is one
-    pump.start()
+        _state.pump = _state.own_reader = _state.last_reader = pump
+    try:
+        pump.start()
+    except BaseException:  # no more threads
+        with _state.lock:
+            _state.pump = _state.own_reader = _state.last_reader = None
+        with contextlib.suppress(MisuseError):
+            stop_trace()
+        with contextlib.suppress(Exception):
+            sink.close()
+        raise
     atexit.register(_stop_at_exit)
 
 
@@ -259,6 +290,9 @@ def stop() -> None:
     try:
         if _state.phase == "on":  # else it has ended already, with an error
             stop_trace()
+    except BaseException:  # a signal's, maybe before the core was told: the pump ends with the trace
+        _core.stop()
+        raise
     finally:
         pump.join()
     if _state.error is not None:
@@ -274,12 +308,14 @@ def _stop_at_exit() -> None:
 
 @contextlib.contextmanager
 def trace(target: str | os.PathLike[str] | Writable, *, header: str = "1.26", period: float = 1.0) -> Iterator[None]:
-    """``with trace(path):`` is start() and stop() with the same arguments."""
+    """``with trace(path):`` is start() and stop() with the same arguments.  The child of a fork inside has no trace."""
     start(target, header=header, period=period)
+    pid = os.getpid()
     try:
         yield
     finally:
-        stop()
+        if os.getpid() == pid:
+            stop()
 
 
 def advance(timeout: float = 10.0) -> bool:

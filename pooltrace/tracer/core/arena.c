@@ -99,7 +99,9 @@ static struct slot *slot_get(int *index) {
     struct slot *s = calloc(1, sizeof *s);
     if (!s) return NULL;
     off_t at = (off_t)PT_PAGE + (off_t)registry.n * (off_t)PT_STRIDE;
-    int err = posix_fallocate(registry.fd, at, PT_STRIDE); /* else a full file system is a SIGBUS later */
+    int err;
+    do err = posix_fallocate(registry.fd, at, PT_STRIDE); /* else a full file system is a SIGBUS later */
+    while (err == EINTR);
     if (err == 0 && (s->entry = entry_map(registry.fd, registry.n)) == NULL) err = errno;
     if (err != 0) {
         free(s);
@@ -144,9 +146,14 @@ struct slot *slot_open(enum kind kind, uint64_t p, int pipe, int *index, int *er
     return s;
 }
 
+void slot_close_pipe(struct slot *s) {
+    int fd = s->pipe;
+    s->pipe = -1; /* first: the child of a fork in between would close somebody else's */
+    if (fd >= 0) close(fd);
+}
+
 void slot_free_locked(struct slot *s) {
-    if (s->pipe >= 0) close(s->pipe);
-    s->pipe = -1;
+    slot_close_pipe(s);
     free(s->in);
     s->in = NULL;
     if (s->kind == KIND_THREAD && s->p && s->p < registry.p_cap) registry.p_used[s->p] = 0;

@@ -91,8 +91,9 @@ static void gather(uint32_t gen) {
 /* Closes the open generation; on: opens the next one, else the trace is over. */
 static void advance(bool on) {
     uint32_t gen = c.merge.gen, next = gen_next(gen);
-    uint64_t before = switch_all(next, on);
+    uint64_t before = c.switched = switch_all(next, on);
     gather(gen);
+    c.switched = 0;
     merge_close(&c.merge, c.slots, c.n);
     pthread_mutex_lock(&c.lock);
     c.chunks_closed = c.chunks;
@@ -118,7 +119,9 @@ static void put_states(uint32_t gen) {
         struct slot *s = c.slots[i];
         struct mst *m = s->m;
         if (s->kind != KIND_WORKER || !m) continue;
-        uint32_t state = m->gs == GS_RUNNING ? PT_STATE_RUN | ((uint32_t)m->g & PT_UNIT_MASK) : PT_STATE_IDLE;
+        uint64_t unit = m->gs == GS_RUNNING ? m->g : 0;
+        if (m->broken || LOAD(&s->entry->lost) != m->lost_before) unit = LOAD(&s->entry->unit); /* its stream has gaps */
+        uint32_t state = unit ? PT_STATE_RUN | ((uint32_t)unit & PT_UNIT_MASK) : PT_STATE_IDLE;
         uint64_t unset = make_word(gen, false, PT_STATE_UNSET);
         CAS(&s->entry->word, &unset, make_word(gen, false, state)); /* unless the worker has said something since */
     }
@@ -133,7 +136,7 @@ static void end_accounts(void) {
         if (p && m->kind == KIND_WORKER && c.merge.end_time > from) p->life += c.merge.end_time - from;
         if (p && m->kind == KIND_WORKER && m->gs == GS_RUNNING && c.merge.end_time > m->unit_begin)
             p->unit += c.merge.end_time - m->unit_begin;
-        c.merge.lost_events += LOAD(&c.slots[i]->entry->lost);
+        c.merge.lost_events += LOAD(&c.slots[i]->entry->lost) - m->lost_before;
         free(m->out.buf);
         free(m->strs);
         free(m->stks);
@@ -156,7 +159,7 @@ static struct stk *named_stack(const struct named_unit *u) {
 
 static void serve_gone(void) {
     pthread_mutex_lock(&c.lock);
-    struct gone *gone = c.gone && !c.gone->done ? c.gone : NULL; /* it stays as it is until it is done */
+    struct gone *gone = c.gone; /* it stays as it is until it is done */
     pthread_mutex_unlock(&c.lock);
     if (!gone) return;
     struct slot *s = gone->slot;
@@ -174,8 +177,10 @@ static void serve_gone(void) {
     if (m && gone->claimed) merge_claimed(&c.merge, m, now, gone->claimed->g, gone->created, named_stack(gone->claimed));
     if (m) merge_close_m(&c.merge, m, now, gone->lost, gone->lost ? strlen(gone->lost) : 0);
     forget_slot(s);
+    slot_free(s); /* here, not by the asker: the next trace may list what is still in use */
     pthread_mutex_lock(&c.lock);
     gone->done = true;
+    c.gone = NULL;
     pthread_cond_broadcast(&c.cond);
     pthread_mutex_unlock(&c.lock);
 }
@@ -200,8 +205,7 @@ static void poll_once(int timeout) {
             if (fds[i + 1].revents & POLLIN) drain(c.pipes[i], 16);
             else if (fds[i + 1].revents) { /* all writers are gone; the rest comes with coord_gone */
                 drain(c.pipes[i], 1 << 30);
-                if (c.pipes[i]->slot->pipe >= 0) close(c.pipes[i]->slot->pipe);
-                c.pipes[i]->slot->pipe = -1;
+                slot_close_pipe(c.pipes[i]->slot);
             }
         }
     }
@@ -234,13 +238,14 @@ static void *coordinator(void *arg) {
         if (news) merge_slots(&c.merge, now_ns(), c.slots, c.n);
         pthread_mutex_lock(&c.lock);
         bool was_read = c.chunks_read >= c.chunks_closed;
-        bool due = now_ns() >= c.next_advance || c.advances_wanted > c.advances;
+        bool due = now_ns() >= c.next_advance || c.advances_wanted > c.advances || c.early;
         stop = c.stop;
         pthread_mutex_unlock(&c.lock);
         if (stop) break;
         if (due && was_read) {
             advance(true);
             c.next_advance = now_ns() + c.period;
+            c.early = false;
         }
         poll_once(poll_timeout(due && !was_read));
     }
@@ -252,9 +257,11 @@ static void *coordinator(void *arg) {
         take_held();
         take_queue();
         serve_gone();
+        pthread_mutex_lock(&registry.lock);
         pthread_mutex_lock(&c.lock);
-        if (!c.queue && !(c.gone && !c.gone->done)) break;
+        if (!c.queue && !c.gone) break;
         pthread_mutex_unlock(&c.lock);
+        pthread_mutex_unlock(&registry.lock);
     }
     /* In one step: whoever is refused frees its slot, which may be given out again, so nothing of ours hangs on it. */
     c.accepting = false;
@@ -262,6 +269,7 @@ static void *coordinator(void *arg) {
     c.stopped = true;
     pthread_cond_broadcast(&c.cond);
     pthread_mutex_unlock(&c.lock);
+    pthread_mutex_unlock(&registry.lock);
     return NULL;
 }
 
@@ -305,7 +313,8 @@ static void reset(void) {
     c.queue_tail = &c.queue;
     c.stop = c.stopped = c.accepting = false;
     c.advances = c.advances_wanted = 0;
-    c.gone = NULL;
+    c.early = false;
+    c.switched = 0;
     for (struct chunk *k = c.out, *next; k; k = next) {
         next = k->next;
         free(k);
@@ -324,14 +333,21 @@ static int start_thread(void) {
     return err;
 }
 
-int coord_start(const struct coord_options *o) {
+/* Once in a process: somebody may still be on his way out of a wait when the next trace starts. */
+static void make_cond(void) {
     pthread_condattr_t attr;
-    reset();
-    if (c.wake < 0 && (c.wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) < 0) return errno;
+    if (c.has_cond) return;
     pthread_condattr_init(&attr);
     pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
     pthread_cond_init(&c.cond, &attr);
     pthread_condattr_destroy(&attr);
+    c.has_cond = true;
+}
+
+int coord_start(const struct coord_options *o) {
+    reset();
+    if (c.wake < 0 && (c.wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) < 0) return errno;
+    make_cond();
     c.period = o->period;
     c.limit = o->limit;
     c.merge.header = o->header;
@@ -341,7 +357,9 @@ int coord_start(const struct coord_options *o) {
     uint32_t off_gen = word_gen(LOAD(&registry.head->gen)), first = gen_next(off_gen);
     STORE(&registry.head->first_gen, first);
     c.merge.first_gen = first;
+    pthread_mutex_lock(&c.lock);
     c.accepting = true;
+    pthread_mutex_unlock(&c.lock);
     uint64_t before = switch_all(first, true);
     c.merge.gen = first;
     c.merge.begin_time = c.merge.gen_time = before;
@@ -354,9 +372,15 @@ int coord_start(const struct coord_options *o) {
     int err = start_thread();
     if (err != 0) { /* as if it had never been */
         switch_all(gen_next(first), false);
+        p_free(c.merge.coord_p);
+        pthread_mutex_lock(&registry.lock);
+        pthread_mutex_lock(&c.lock);
         c.accepting = false;
         end_accounts();
-        p_free(c.merge.coord_p);
+        c.stopped = true;
+        pthread_cond_broadcast(&c.cond);
+        pthread_mutex_unlock(&c.lock);
+        pthread_mutex_unlock(&registry.lock);
         return err;
     }
     c.started = true;
@@ -366,8 +390,8 @@ int coord_start(const struct coord_options *o) {
 void coord_stop_request(void) {
     pthread_mutex_lock(&c.lock);
     c.stop = true;
-    pthread_mutex_unlock(&c.lock);
     wake();
+    pthread_mutex_unlock(&c.lock);
 }
 
 bool coord_stopped(uint64_t wait_ns) {
@@ -384,8 +408,10 @@ void coord_join(void) {
     pthread_join(c.thread, NULL);
     c.started = false;
     p_free(c.merge.coord_p);
+    pthread_mutex_lock(&c.lock); /* nobody writes to a descriptor that is somebody else's by then */
     close(c.wake);
     c.wake = -1;
+    pthread_mutex_unlock(&c.lock);
 }
 
 bool coord_advance(uint64_t wait_ns) {
@@ -400,20 +426,35 @@ bool coord_advance(uint64_t wait_ns) {
     return done;
 }
 
-bool coord_gone(struct slot *s, const char *lost, const struct named_unit *claimed, uint64_t created) {
+/* Under registry.lock and c.lock, in this order: it is decided whether the coordinator buries it, or nobody knows it. */
+void coord_gone(struct slot *s, const char *lost, const struct named_unit *claimed, uint64_t created) {
     struct gone request = {.slot = s, .lost = lost, .claimed = claimed, .created = created};
+    pthread_mutex_lock(&registry.lock);
     pthread_mutex_lock(&c.lock);
-    while (c.gone && c.accepting) pthread_cond_wait(&c.cond, &c.lock);
-    bool ok = c.accepting;
-    if (ok) {
+    while (c.gone && c.accepting) { /* one burial at a time */
+        pthread_mutex_unlock(&registry.lock);
+        pthread_cond_wait(&c.cond, &c.lock);
+        pthread_mutex_unlock(&c.lock);
+        pthread_mutex_lock(&registry.lock);
+        pthread_mutex_lock(&c.lock);
+    }
+    if (c.accepting) {
         c.gone = &request;
         wake();
-        while (!request.done) pthread_cond_wait(&c.cond, &c.lock);
-        c.gone = NULL;
-        pthread_cond_broadcast(&c.cond);
+        pthread_mutex_unlock(&registry.lock);
+        while (!request.done && c.accepting) pthread_cond_wait(&c.cond, &c.lock);
+        if (request.done) {
+            pthread_mutex_unlock(&c.lock);
+            return;
+        }
+        c.gone = NULL; /* the trace could not start after all */
+        pthread_mutex_unlock(&c.lock);
+        pthread_mutex_lock(&registry.lock);
+        pthread_mutex_lock(&c.lock);
     }
+    slot_free_locked(s);
     pthread_mutex_unlock(&c.lock);
-    return ok;
+    pthread_mutex_unlock(&registry.lock);
 }
 
 struct merge *coord_merge(void) { return &c.merge; }

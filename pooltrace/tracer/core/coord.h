@@ -31,9 +31,9 @@ void coord_join(void);
 /* The next piece of the file: malloc'ed, in *bytes.  READ_AGAIN when nothing came in wait_ns. */
 int coord_read(uint8_t **bytes, size_t *len, uint64_t wait_ns);
 bool coord_advance(uint64_t wait_ns);              /* asks for one advance and waits for it; for tests */
-/* A worker is dead: closes its stream; false: no trace is on.  `lost`: how, or NULL; `claimed`: the unit that it had
- * claimed, created in that generation, or NULL. */
-bool coord_gone(struct slot *s, const char *lost, const struct named_unit *claimed, uint64_t created);
+/* A worker is dead: closes its stream, if a trace is on, and frees its slot.  `lost`: how, or NULL; `claimed`: the unit
+ * that it had claimed, created in that generation, or NULL. */
+void coord_gone(struct slot *s, const char *lost, const struct named_unit *claimed, uint64_t created);
 struct merge *coord_merge(void);                   /* figures of the newest trace, after its end */
 uint64_t coord_queued(void);                       /* bytes that wait for the reader */
 void coord_after_fork(void);

@@ -43,6 +43,9 @@ struct coordinator {
     uint64_t start_before, start_after;
     uint64_t list_serial;  /* coordinator: newest slot that is listed */
     uint64_t next_advance; /* coordinator: when, ns */
+    uint64_t switched;     /* coordinator: while it gathers, the time of the switch */
+    bool early;            /* coordinator: an M's block numbers run out, advance now */
+    bool has_cond;         /* GIL: cond is made */
 
     pthread_mutex_t lock;
     pthread_cond_t cond;   /* something under the lock changed */
@@ -50,7 +53,7 @@ struct coordinator {
     bool accepting;        /* under lock */
     bool stop, stopped;    /* under lock */
     uint64_t advances, advances_wanted; /* under lock */
-    struct gone *gone;     /* under lock: a request, on the asker's stack */
+    struct gone *gone;     /* under lock: a request, on the asker's stack; the coordinator takes it away */
     struct chunk *out, **out_tail; /* under lock */
     uint64_t out_bytes;    /* under lock */
     uint64_t chunks, chunks_read, chunks_closed; /* under lock: made, read, and made when the last generation closed */

@@ -181,6 +181,7 @@ void arena_destroy(void);
 struct slot *slot_open(enum kind kind, uint64_t p, int pipe, int *index, int *err); /* err: errno of a failure */
 void slot_free(struct slot *s);       /* once nobody writes there any more; a thread's P goes back too */
 void slot_free_locked(struct slot *s);
+void slot_close_pipe(struct slot *s);
 uint64_t p_alloc(void);
 void p_free(uint64_t p);
 void p0_take_back(void); /* before a start: the thread that had P 0 in the last trace gets one of its own */

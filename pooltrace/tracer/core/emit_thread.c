@@ -59,7 +59,7 @@ static PyObject *enter(PyObject *m, PyObject *unused) {
     if (!w && !(w = writer_get())) return PyErr_NoMemory();
     w->depth++;
     if (!head_on(registry.head)) Py_RETURN_FALSE;
-    if (!writer_valid(w) && !writer_register(w)) Py_RETURN_FALSE;
+    if (!writer_valid(w) && !writer_register(w, false)) Py_RETURN_FALSE;
     if (is_in(w)) Py_RETURN_TRUE;
     uint64_t g = atomic_fetch_add(&next_g, 1), first;
     struct event ev;
@@ -77,22 +77,6 @@ static PyObject *enter(PyObject *m, PyObject *unused) {
     w->seq = 1;
     w->seq_gen = ev.gen;
     Py_RETURN_TRUE;
-}
-
-static PyObject *leave(PyObject *m, PyObject *unused) {
-    (void)m, (void)unused;
-    struct writer *w = tls_writer;
-    if (!w || is_worker(w)) Py_RETURN_NONE;
-    if (w->depth > 0) w->depth--;
-    if (w->depth > 0 || !ready_in() || w->starter) Py_RETURN_NONE;
-    struct event ev;
-    do {
-        if (!writer_open(w, &ev, 32) || !is_in(w)) Py_RETURN_NONE;
-        *ev.p++ = OP_LEAVE;
-        ev.p = put_varint(ev.p, ev.dt);
-    } while (!writer_publish(w, &ev));
-    w->in_first = 0;
-    Py_RETURN_NONE;
 }
 
 static PyObject *go_create(PyObject *m, PyObject *const *args, Py_ssize_t n) {
@@ -163,6 +147,12 @@ PyTypeObject TicketType = {
     .tp_doc = "A wait that is under way, from go_block to go_resume.",
 };
 
+static void drop_ticket(struct writer *w) {
+    PyObject *ticket = w->ticket;
+    w->ticket = NULL;
+    Py_XDECREF(ticket);
+}
+
 static PyObject *go_block(PyObject *m, PyObject *const *args, Py_ssize_t n) {
     (void)m;
     if (arg_count(n, 2, "go_block") < 0) return NULL;
@@ -189,6 +179,9 @@ static PyObject *go_block(PyObject *m, PyObject *const *args, Py_ssize_t n) {
         Py_RETURN_NONE;
     }
     w->blocked = w->in_first;
+    drop_ticket(w);
+    Py_INCREF(ticket);
+    w->ticket = ticket;
     ticket->first = w->in_first;
     ticket->g = w->g;
     ticket->block_gen = ev.gen;
@@ -210,7 +203,7 @@ static PyObject *go_unblock(PyObject *m, PyObject *const *args, Py_ssize_t n) {
     struct writer *w = writer_get();
     if (!w) return PyErr_NoMemory();
     if (ticket->done || is_worker(w) || !head_on(registry.head)) Py_RETURN_NONE;
-    if (!writer_valid(w) && !writer_register(w)) Py_RETURN_NONE;
+    if (!writer_valid(w) && !writer_register(w, false)) Py_RETURN_NONE;
     struct refs r = {0};
     struct event ev;
     emit_begin();
@@ -233,22 +226,15 @@ static PyObject *go_unblock(PyObject *m, PyObject *const *args, Py_ssize_t n) {
     return emit_done(&r, failed);
 }
 
-static PyObject *go_resume(PyObject *m, PyObject *arg) {
-    (void)m;
-    if (arg == Py_None) Py_RETURN_NONE;
-    if (!Py_IS_TYPE(arg, &TicketType)) {
-        PyErr_SetString(PyExc_TypeError, "go_resume() takes a Ticket or None");
-        return NULL;
-    }
-    ticket_t *ticket = (ticket_t *)arg;
-    struct writer *w = ready();
-    if (!w || w->kind != KIND_THREAD || !is_in(w) || w->in_first != ticket->first) Py_RETURN_NONE;
+/* The wait is over: the thread runs again. */
+static void resume(struct writer *w, ticket_t *ticket) {
+    if (!ready() || w->kind != KIND_THREAD || !is_in(w) || w->in_first != ticket->first) return;
     struct event ev;
     bool self = !ticket->done;
     ticket->done = true; /* we won: nobody else writes it now */
     uint32_t seq;
     do {
-        if (!writer_open(w, &ev, 32) || !is_in(w)) Py_RETURN_NONE;
+        if (!writer_open(w, &ev, 32) || !is_in(w)) return;
         bool same = !self && ticket->unblock_gen == ev.gen;
         if (self) seq = (ticket->block_gen == ev.gen ? ticket->seq : 0) + 2;
         else seq = same ? ticket->unblock_seq + 1 : 1;
@@ -259,6 +245,40 @@ static PyObject *go_resume(PyObject *m, PyObject *arg) {
     w->blocked = 0;
     w->seq = seq;
     w->seq_gen = ev.gen;
+}
+
+static PyObject *go_resume(PyObject *m, PyObject *arg) {
+    (void)m;
+    if (arg == Py_None) Py_RETURN_NONE;
+    if (!Py_IS_TYPE(arg, &TicketType)) {
+        PyErr_SetString(PyExc_TypeError, "go_resume() takes a Ticket or None");
+        return NULL;
+    }
+    struct writer *w = tls_writer;
+    if (!w) Py_RETURN_NONE;
+    resume(w, (ticket_t *)arg);
+    if (w->ticket == arg) drop_ticket(w);
+    Py_RETURN_NONE;
+}
+
+static PyObject *leave(PyObject *m, PyObject *unused) {
+    (void)m, (void)unused;
+    struct writer *w = tls_writer;
+    if (!w || is_worker(w)) Py_RETURN_NONE;
+    if (w->depth > 0) w->depth--;
+    if (w->depth > 0) Py_RETURN_NONE;
+    if (w->ticket) { /* an exception came between the wait and its handle: it is over all the same */
+        resume(w, w->ticket);
+        drop_ticket(w);
+    }
+    if (!ready_in() || w->starter) Py_RETURN_NONE;
+    struct event ev;
+    do {
+        if (!writer_open(w, &ev, 32) || !is_in(w)) Py_RETURN_NONE;
+        *ev.p++ = OP_LEAVE;
+        ev.p = put_varint(ev.p, ev.dt);
+    } while (!writer_publish(w, &ev));
+    w->in_first = 0;
     Py_RETURN_NONE;
 }
 

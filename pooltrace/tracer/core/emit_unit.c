@@ -106,8 +106,10 @@ static PyObject *unit_begin(PyObject *m, PyObject *const *args, Py_ssize_t n) {
     STORE(&w->entry->since, now_ns());
     emit_begin();
     while (!writer_off_state(w, PT_STATE_RUN | ((uint32_t)g & PT_UNIT_MASK))) {
-        if (w->detached) break;
-        if (!open_with(w, &ev, 48, &r, false)) continue; /* the trace ended meanwhile: the state then */
+        if (!open_with(w, &ev, 48, &r, false)) {
+            if (w->detached) break;
+            continue; /* the trace ended meanwhile: the state then */
+        }
         *ev.p++ = OP_BEGIN;
         ev.p = put_varint(ev.p, ev.dt);
         ev.p = put_varint(ev.p, g);
@@ -126,8 +128,10 @@ static PyObject *unit_end(PyObject *m, PyObject *unused) {
     STORE(&w->entry->unit, 0);
     STORE(&w->entry->done, atomic_load_explicit(&w->entry->done, memory_order_relaxed) + 1);
     while (!writer_off_state(w, PT_STATE_IDLE)) {
-        if (w->detached) break;
-        if (!writer_open(w, &ev, 32)) continue;
+        if (!writer_open(w, &ev, 32)) {
+            if (w->detached) break;
+            continue;
+        }
         *ev.p++ = OP_END;
         ev.p = put_varint(ev.p, ev.dt);
         if (writer_publish(w, &ev)) break;
@@ -153,7 +157,11 @@ static PyObject *run_item(PyObject *func, PyObject *item, bool star, uint64_t ta
     PyObject *args = NULL, *result = NULL;
     if (star && !(args = PySequence_Tuple(item))) return NULL;
     struct writer *w = ready_any();
-    if (w) emit_region(w, REGION_ITEM, task, r);
+    if (w) {
+        in_emit++; /* the ids stay, though a full pipe is waited for without the GIL */
+        emit_region(w, REGION_ITEM, task, r);
+        emit_end();
+    }
     result = star ? PyObject_Call(func, args, NULL) : PyObject_CallOneArg(func, item);
     Py_XDECREF(args);
     w = ready_any();

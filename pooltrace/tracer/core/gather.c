@@ -5,12 +5,16 @@
 #include <stdlib.h>
 #include <unistd.h>
 
+#define EARLY 0x8000u /* a block number has 16 bits */
+
 /* ---- blocks ---- */
 void take(struct slot *s, uint32_t block, const uint8_t *data, uint32_t len) {
+    if (c.merge.over) return; /* the tables are gone */
     struct mst *m = merge_add(&c.merge, s);
     if (!m) return;
     if (block < m->next_block) return; /* it came by the other way already */
     if (block > m->next_block) c.merge.lost_events++;
+    if (block > EARLY) c.early = true;
     m->next_block = block + 1;
     merge_feed(&c.merge, m, data, len);
 }
@@ -25,7 +29,7 @@ static bool sort_in(struct block *b) {
     }
     if (b->close) {
         struct mst *m = merge_add(&c.merge, b->slot);
-        if (m) merge_close_m(&c.merge, m, now_ns(), NULL, 0);
+        if (m) merge_close_m(&c.merge, m, c.switched ? c.switched : now_ns(), NULL, 0); /* not behind the switch */
         forget_slot(b->slot);
         slot_free(b->slot);
     } else if (b->gen == c.merge.gen) {
@@ -65,7 +69,7 @@ static void take_pipe_block(struct in_pipe *p) {
     const uint8_t *data = p->buf + sizeof h;
     if (h.gen == c.merge.gen) {
         take(p->slot, h.block, data, h.len);
-    } else if (gen_before(c.merge.gen, h.gen)) {
+    } else if (h.gen == gen_next(c.merge.gen)) {
         struct block *b = malloc(sizeof *b + h.len);
         if (b) {
             *b = (struct block){.slot = p->slot, .gen = h.gen, .block = h.block, .len = h.len};
@@ -87,8 +91,7 @@ void drain(struct in_pipe *p, int max) {
             struct block_head h;
             memcpy(&h, p->buf, sizeof h);
             if (h.magic != PT_BLOCK_MAGIC || h.len == 0 || h.len > PT_BLOCK) {
-                close(p->slot->pipe);
-                p->slot->pipe = -1;
+                slot_close_pipe(p->slot);
                 c.merge.lost_events++;
                 return;
             }

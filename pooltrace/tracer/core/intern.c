@@ -97,8 +97,14 @@ struct string *string_of(PyObject *text) {
         return cache[i].string;
     }
     if (!PyUnicode_CheckExact(text)) {
-        PyErr_Format(PyExc_TypeError, "a name must be a str, not %.100s", Py_TYPE(text)->tp_name);
-        return NULL;
+        PyObject *exact = PyUnicode_Check(text) ? PyUnicode_FromObject(text) : NULL; /* of a subclass: as a plain str */
+        if (!exact) {
+            if (!PyErr_Occurred()) PyErr_Format(PyExc_TypeError, "a name must be a str, not %.100s", Py_TYPE(text)->tp_name);
+            return NULL;
+        }
+        struct string *plain = string_of(exact);
+        Py_DECREF(exact);
+        return plain;
     }
     struct string *s;
     PyObject *capsule = PyDict_GetItemWithError(strings, text);
@@ -342,7 +348,7 @@ stack_t_ *stack_made(PyObject *function, PyObject *file, long line) {
 }
 
 void intern_trim(void) {
-    if (next_string_id < STRINGS_MAX && PyDict_GET_SIZE(strings) < STRINGS_MAX && table.used < STACKS_MAX) return;
+    if (next_string_id < STRINGS_MAX && next_stack_id < 4 * STACKS_MAX && PyDict_GET_SIZE(strings) < STRINGS_MAX && table.used < STACKS_MAX) return;
     PyObject *fresh = PyDict_New();
     stack_t_ **at = PyMem_Calloc(table.size, sizeof *at);
     if (!fresh || !at) { /* no memory now: the old tables go on */

@@ -39,6 +39,7 @@ struct mst *merge_add(struct merge *g, struct slot *s) {
     m->p = s->p;
     m->gen = g->gen;
     m->out.m = LOAD(&s->entry->m);
+    m->lost_before = LOAD(&s->entry->lost);
     struct pst *p = p_get(g, s->p);
     if (p && s->kind == KIND_WORKER) p->is_slot = true;
     s->m = m;
@@ -73,6 +74,10 @@ static void proc_stop(struct merge *g, struct mst *m, uint64_t t) {
 }
 
 static void region_pop(struct merge *g, struct mst *m, uint64_t t) {
+    if (m->skipped) {
+        m->skipped--;
+        return;
+    }
     if (m->nregions == 0) return; /* began before the trace */
     struct region *r = &m->regions[--m->nregions];
     put(g, m, GoUserRegionEnd, t, ARRAY(r->task, str_use(g, r->name), 0));
@@ -99,6 +104,7 @@ static void g_run(struct mst *m, uint64_t id, struct stk *start, uint64_t t, uin
 
 static void g_destroy(struct merge *g, struct mst *m, uint64_t t) {
     if (m->gs != GS_RUNNING) return;
+    m->skipped = 0;
     while (m->nregions) region_pop(g, m, t);
     put(g, m, GoGoDestroy, t, NULL, 0);
     account_unit(g, m, t);
@@ -140,7 +146,7 @@ void merge_close_m(struct merge *g, struct mst *m, uint64_t t, const char *lost,
         uint64_t from = m->slot->opened > g->begin_time ? m->slot->opened : g->begin_time;
         if (t > from) p->life += t - from;
     }
-    g->lost_events += LOAD(&m->slot->entry->lost);
+    g->lost_events += LOAD(&m->slot->entry->lost) - m->lost_before;
     out_flush(g, &m->out);
     m->slot->m = NULL;
     free(m->out.buf);
@@ -195,6 +201,7 @@ static bool define_stack(struct merge *g, struct mst *m, const uint8_t **p, cons
 
 /* ---- units and threads ---- */
 static void unit_begin(struct merge *g, struct mst *m, uint64_t t, uint64_t id, uint64_t created, struct stk *start) {
+    if (m->gs == GS_RUNNING && m->g == id) return; /* a status has said so */
     g_destroy(g, m, t); /* its end was lost */
     proc_start(g, m, t);
     uint32_t gen = (uint32_t)created;
@@ -263,11 +270,20 @@ static void thread_resume(struct merge *g, struct mst *m, uint64_t t, uint64_t f
 }
 
 static void region_push(struct merge *g, struct mst *m, uint64_t t, const uint64_t *a, struct str *name, struct stk *stack) {
-    if (m->gs != GS_RUNNING || m->nregions == REGIONS_MAX) return;
+    if (m->gs != GS_RUNNING) return;
+    if (m->skipped || m->nregions == REGIONS_MAX) {
+        m->skipped++;
+        g->lost_events++;
+        return;
+    }
     if (m->nregions == m->regions_cap) {
         uint32_t cap = m->regions_cap ? 2 * m->regions_cap : 8;
         struct region *grown = realloc(m->regions, cap * sizeof *grown);
-        if (!grown) return;
+        if (!grown) {
+            m->skipped++;
+            g->lost_events++;
+            return;
+        }
         m->regions = grown;
         m->regions_cap = cap;
     }
@@ -335,7 +351,7 @@ static bool step(struct merge *g, struct mst *m, uint8_t op, uint64_t t, const u
     }
 }
 
-static bool one(struct merge *g, struct mst *m, const uint8_t **p, const uint8_t *end) {
+static bool one(struct merge *g, struct mst *m, const uint8_t **p, const uint8_t *end, uint64_t now) {
     uint8_t op = *(*p)++;
     uint64_t a[4] = {0}, dt;
     if (op == OP_STRING) return define_string(g, m, p, end);
@@ -345,14 +361,16 @@ static bool one(struct merge *g, struct mst *m, const uint8_t **p, const uint8_t
     for (int i = 0; i < arg_counts[op]; i++)
         if (!get_varint(p, end, &a[i])) return false;
     m->in_time += dt;
+    if (m->in_time > now + 1000000000u) return false; /* it would move all that comes after it */
     return step(g, m, op, m->in_time, a, p, end);
 }
 
 void merge_feed(struct merge *g, struct mst *m, const uint8_t *p, uint32_t len) {
     const uint8_t *end = p + len;
+    uint64_t now = now_ns();
     if (!m->out.m) m->out.m = LOAD(&m->slot->entry->m);
     while (p < end && !m->broken && !g->failed)
-        if (!one(g, m, &p, end)) {
+        if (!one(g, m, &p, end, now)) {
             m->broken = true;
             g->lost_events++;
         }

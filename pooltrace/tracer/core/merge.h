@@ -83,6 +83,8 @@ struct mst {              /* one M */
     uint64_t unit_begin;  /* since when g runs, for the account */
     struct region *regions; /* owned */
     uint32_t nregions, regions_cap;
+    uint32_t skipped;     /* regions that were too many: the ends of these are skipped as well */
+    uint64_t lost_before; /* events that its writer had lost before this trace */
     bool broken;          /* its stream made no sense: nothing more is read from it */
     struct out out;
 };

@@ -81,6 +81,8 @@ static PyObject *py_attach(PyObject *m, PyObject *args) {
         if (head) munmap(head, PT_PAGE);
         return os_error(err);
     }
+    w->debt_len = 0;
+    w->detached = w->broken = false;
     w->kind = KIND_WORKER;
     w->head = head;
     w->entry = entry;
@@ -118,7 +120,6 @@ static PyObject *py_worker_gone(PyObject *m, PyObject *args) {
     claimed.g = g;
     Py_BEGIN_ALLOW_THREADS
     coord_gone(s, lost, has ? &claimed : NULL, created);
-    slot_free(s);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }
@@ -161,9 +162,7 @@ static PyObject *py_start(PyObject *m, PyObject *args) {
         w->entry = NULL;
     }
     p0_take_back();
-    w->starter = true;
-    if (!writer_register(w)) {
-        w->starter = false;
+    if (!writer_register(w, true)) {
         PyMem_Free(units);
         return os_error(ENOSPC);
     }

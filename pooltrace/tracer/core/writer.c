@@ -44,10 +44,11 @@ struct writer *writer_get(void) {
     return w;
 }
 
-bool writer_register(struct writer *w) {
+bool writer_register(struct writer *w, bool starter) {
     int index, err;
+    w->starter = false;
     if (w->kind != KIND_THREAD || !registry.head) return false;
-    uint64_t p = w->starter ? 0 : p_alloc();
+    uint64_t p = starter ? 0 : p_alloc();
     struct slot *s = slot_open(KIND_THREAD, p, -1, &index, &err);
     if (!s) {
         if (p) p_free(p);
@@ -63,6 +64,7 @@ bool writer_register(struct writer *w) {
     w->seq_gen = 0;
     w->marks_epoch = 0; /* nothing is defined in this entry's stream */
     w->detached = false;
+    w->starter = starter;
     return true;
 }
 
@@ -102,6 +104,8 @@ void writer_after_fork(void) {
     w->marks_epoch = 0;
     w->depth = 0;
     w->starter = false;
+    w->debt_len = 0;
+    w->detached = w->broken = false;
 }
 
 /* Leaves the old word behind and moves on; the coordinator may have done it first. */
@@ -184,6 +188,8 @@ static bool attach_again(struct writer *w) {
 }
 
 int writer_open(struct writer *w, struct event *ev, size_t need) {
+    /* Inside an emit Python code may have run (a collector callback): the arena may be gone, or this be a forked child. */
+    if (!w->entry || (w->kind == KIND_THREAD && w->epoch != registry.epoch)) return 0;
     if (w->detached && !attach_again(w)) return 0;
     for (;;) {
         uint64_t t = now_ns(), g = LOAD(&w->head->gen), word = LOAD(&w->entry->word);

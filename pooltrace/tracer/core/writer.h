@@ -20,6 +20,7 @@ struct writer {               /* one per thread, that thread only (with the GIL)
     bool starter;             /* began the trace that in_first names: stays in it */
     uint64_t in_first;        /* first generation of the trace in which it is, 0 for none */
     uint64_t blocked;         /* in_first while it is in a wait, else 0 */
+    void *ticket;             /* of that wait: an owned reference, GIL; left alone at the thread's end, which has none */
     uint64_t g;               /* its G there */
     uint32_t seq, seq_gen;    /* sequenced events of its G in that generation */
     int pipe;                 /* worker: the trace pipe's write end, owned */
@@ -48,7 +49,7 @@ int writer_open(struct writer *w, struct event *ev, size_t need);
 /* true: it is in the trace; false: the word had moved on, write it again from writer_open. */
 bool writer_publish(struct writer *w, struct event *ev);
 struct writer *writer_get(void);         /* of this thread, made when there is none; NULL without memory */
-bool writer_register(struct writer *w);  /* threads: an entry of its own in the arena */
+bool writer_register(struct writer *w, bool starter); /* threads: an entry in the arena; the starter's has P 0 */
 void writer_dispose(void *writer);       /* at the thread's end; without the GIL */
 bool writer_off_state(struct writer *w, uint32_t state); /* true: stored; false: a trace is on */
 void writer_after_fork(void);            /* in the child */

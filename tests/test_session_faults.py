@@ -1,0 +1,326 @@
+"""The tracer at bad moments: the trace ends inside an emit, processes fork there, readers and threads are missing."""
+
+from __future__ import annotations
+
+import gc
+import io
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from crew import crew, run_unit
+
+import pooltrace
+from pooltrace import MisuseError, read_trace, start, start_trace, stop, stop_trace, summary, trace
+from pooltrace.format import order
+from pooltrace.tracer import arena, emit, session
+
+Judge = Callable[[str | os.PathLike[str]], order.Summary]
+
+
+class Nowhere:
+    """A sink that keeps nothing."""
+
+    def write(self, data: bytes) -> None:
+        pass
+
+
+def figures() -> dict[str, Any]:
+    found = summary()
+    assert found is not None
+    return found
+
+
+def values(path: Path) -> list[str]:
+    return [event.string("value") for event in order.read_events(path) if event.name == "UserLog"]
+
+
+def test_workers_are_buried_while_traces_start_and_stop() -> None:
+    """Each burial is the coordinator's, or nobody's: a slot that is given out again is not listed any more."""
+    over = threading.Event()
+
+    def bury(p: int) -> None:
+        while not over.is_set():
+            place = arena.worker_open(p)
+            place.close_write()
+            place.gone("pid 1 was killed by SIGKILL")
+
+    assert arena.acquire()
+    threads = [threading.Thread(target=bury, args=(900 + number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for _ in range(300):
+        start(Nowhere())
+        stop()
+    over.set()
+    for thread in threads:
+        thread.join()
+    arena.release()
+
+
+# --- inside an emit -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def inside_emit() -> Iterator[Callable[[Callable[[], None]], None]]:
+    """Calls a function once, from a collector callback inside an emit (where CPython collects there: before 3.12)."""
+    pending: list[Callable[[], None]] = []
+
+    def callback(phase: str, info: dict[str, int]) -> None:
+        if pending and phase == "start" and threading.current_thread() is threading.main_thread():
+            pending.pop()()
+
+    def emit_deep(depth: int) -> None:
+        if depth:
+            emit_deep(depth - 1)
+        else:
+            emit.region_begin(emit.REGION, 0, "region", None)
+
+    def run(call: Callable[[], None]) -> None:
+        gc.collect()
+        threshold = gc.get_threshold()
+        pending.append(call)
+        gc.set_threshold(1)
+        try:
+            emit_deep(20)
+        finally:
+            gc.set_threshold(*threshold)
+            pending.clear()
+
+    gc.callbacks.append(callback)
+    yield run
+    gc.callbacks.remove(callback)
+
+
+@pytest.mark.parametrize("by", ["this thread", "another"])
+def test_a_trace_that_ends_inside_an_emit(by: str, inside_emit: Callable[[Callable[[], None]], None]) -> None:
+    def end() -> None:
+        if by == "this thread":
+            stop()
+            return
+        thread = threading.Thread(target=stop)
+        thread.start()
+        thread.join()
+
+    for _ in range(20):
+        start(Nowhere())
+        inside_emit(end)
+        if session.generation():  # no collection came
+            stop()
+
+
+def test_a_fork_inside_an_emit(inside_emit: Callable[[Callable[[], None]], None], tmp_path: Path) -> None:
+    children: list[int] = []
+    start(Nowhere())
+    for _ in range(5):
+        parent = os.getpid()
+        inside_emit(lambda: children.append(os.fork()))
+        if os.getpid() != parent:
+            emit.log(0, "key", "value")
+            with trace(tmp_path / f"{os.getpid()}.trace"):
+                emit.log(0, "key", "value")
+            os._exit(0)
+    stop()
+    assert [os.waitpid(pid, 0)[1] for pid in children] == [0] * len(children)
+
+
+# --- who starts, who stops ------------------------------------------------------------------------
+
+
+def test_the_one_who_started_an_older_trace_is_nobody_special(tmp_path: Path, judge: Judge) -> None:
+    """P 0 is the thread's that started this trace, not its that started an older one, which another thread stopped."""
+    path = tmp_path / "t.trace"
+    begun, go = threading.Event(), threading.Event()
+
+    def second() -> None:
+        with trace(path):
+            emit.log(0, "key", "before")
+            begun.set()
+            go.wait()
+            assert session.advance()
+            emit.log(0, "key", "after")
+
+    start(Nowhere())
+    stopper = threading.Thread(target=stop)
+    stopper.start()
+    stopper.join()
+    thread = threading.Thread(target=second)
+    thread.start()
+    begun.wait()
+    emit.enter()
+    emit.log(0, "key", "old starter")
+    emit.leave()
+    go.set()
+    thread.join()
+    judge(path)
+    assert values(path) == ["before", "old starter", "after"]
+
+
+def test_the_child_of_a_fork_leaves_the_trace_alone(tmp_path: Path, judge: Judge) -> None:
+    path = tmp_path / "t.trace"
+    code = f"""
+import os, sys, pooltrace
+with pooltrace.trace({str(path)!r}):
+    pid = os.fork()
+    if pid == 0:
+        sys.exit(0)
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+    assert os.spawnv(os.P_WAIT, sys.executable, [sys.executable, "-c", code]) == 0
+    judge(path)
+
+
+# --- readers --------------------------------------------------------------------------------------
+
+
+def test_without_a_thread_for_the_reader_there_is_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", no)
+        with pytest.raises(RuntimeError, match="can't start"):
+            start(Nowhere())
+    with pytest.raises(MisuseError, match="no trace is on"):
+        stop()
+    with trace(io.BytesIO()):
+        pass
+
+
+def test_a_reader_that_has_gone_is_not_waited_for() -> None:
+    start_trace()
+    reader = threading.Thread(target=read_trace)
+    reader.start()
+    reader.join()
+    with pytest.raises(MisuseError, match="the thread that read the trace has ended"):
+        stop_trace()
+    with trace(io.BytesIO()):
+        pass
+
+
+def test_a_reader_that_has_not_read_to_the_end_is_told(tmp_path: Path) -> None:
+    start_trace()
+    read_trace()
+    stop_trace()
+    with pytest.raises(MisuseError, match="it has not been read to its end"):
+        start_trace()
+    while read_trace() is not None:
+        pass
+    with trace(tmp_path / "t.trace"):
+        pass
+
+
+def test_nobody_reads_what_start_writes(tmp_path: Path, judge: Judge) -> None:
+    path = tmp_path / "t.trace"
+    with trace(path, period=0.0):
+        for _ in range(50):
+            with pytest.raises(MisuseError, match=r"start\(\) reads this trace itself"):
+                read_trace()
+            emit.log(0, "key", "value")
+    judge(path)
+    assert read_trace() is None
+
+
+def test_a_sink_may_raise_anything(caplog: pytest.LogCaptureFixture) -> None:
+    class Sink:
+        def write(self, data: bytes) -> None:
+            raise KeyboardInterrupt
+
+    def record() -> None:
+        start(Sink())
+        emit.log(0, "key", "value")
+        stop()
+
+    with pytest.raises(KeyboardInterrupt):
+        record()
+    with trace(io.BytesIO()):
+        pass
+
+
+# --- limits ---------------------------------------------------------------------------------------
+
+
+def test_more_made_stacks_than_a_stream_has_ids_for() -> None:
+    """One for each job: after two million jobs nothing was recorded any more."""
+    count = (1 << 21) + 1000
+    here = emit.frame("main", "main.py", 1)
+    start(Nowhere(), period=0.2)
+    for number in range(count):
+        emit.go_create(number + (1 << 40), emit.frame("job", "jobs.py", 1), here)
+    stop()
+    assert figures()["lost_events"] == 0
+    assert figures()["events"] >= count
+
+
+def test_regions_that_are_too_deep_are_left_out_with_their_ends(tmp_path: Path, judge: Judge) -> None:
+    path, deep = tmp_path / "t.trace", 5000
+    with trace(path):
+        emit.region_begin(emit.REGION, 0, "outer", None)
+        for _ in range(deep):
+            emit.region_begin(emit.REGION, 0, "inner", None)
+        for _ in range(deep):
+            emit.region_end()
+        emit.log(0, "key", "inside outer")
+        emit.region_end()
+    judge(path)
+    names = [event.name for event in order.read_events(path)]
+    at = names.index("UserLog")
+    assert names[:at].count("UserRegionBegin") - names[:at].count("UserRegionEnd") == 1
+    assert names.count("UserRegionBegin") == names.count("UserRegionEnd") == 4096
+    assert figures()["lost_events"] == deep + 1 - 4096
+
+
+class Name(str):
+    """A str of a subclass, as some code generators have for names of files."""
+
+
+def test_names_may_be_of_a_subclass_of_str(tmp_path: Path, judge: Judge) -> None:
+    path = tmp_path / "t.trace"
+    space: dict[str, Any] = {"emit": emit, "__name__": "generated"}
+    exec(compile("def f(): emit.region_begin(emit.REGION, 0, 'region', None)", Name("made.py"), "exec"), space)
+    with trace(path):
+        space["f"]()
+        emit.region_begin(emit.REGION, 0, Name("named"), None)
+    judge(path)
+    regions = [event for event in order.read_events(path) if event.name == "UserRegionBegin"]
+    assert [region.string("name") for region in regions] == ["region", "named"]
+    assert regions[0].stack()[0].file == "made.py"
+
+
+def test_a_wait_whose_handle_was_lost_is_over_when_its_thread_leaves(tmp_path: Path, judge: Judge) -> None:
+    """An exception may come between the wait's begin and the moment at which its handle is kept."""
+    path = tmp_path / "t.trace"
+
+    def lose() -> None:
+        emit.enter()
+        emit.go_block("waiting", None)
+        emit.leave()
+        for number in range(3):
+            emit.enter()
+            emit.log(0, "key", str(number))
+            emit.leave()
+
+    with trace(path):
+        thread = threading.Thread(target=lose)
+        thread.start()
+        thread.join()
+    judge(path)
+    assert values(path) == ["0", "1", "2"]
+
+
+def test_a_worker_whose_trace_began_with_a_unit_says_so_once(tmp_path: Path, judge: Judge) -> None:
+    with crew(1) as (worker,):
+        for number in range(20):
+            path = tmp_path / f"{number}.trace"
+            start(path)
+            for _ in range(3):
+                worker.do(run_unit, emit.new_g(), 0, 2)
+            stop()
+            order.check(path)
+            assert (figures()["units"], figures()["items"], figures()["lost_events"]) == (3, 6, 0)
+    judge(path)
+    assert pooltrace.summary() is figures()
