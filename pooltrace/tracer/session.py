@@ -188,29 +188,37 @@ def stop_trace() -> None:
             _state.lock.wait()
 
 
-def _pump(sink: Sink) -> None:
-    """The reader of start(): from the queue to the sink; the first error ends the file, not the job."""
-    while (data := read_trace()) is not None:
-        with _state.lock:
-            failed = _state.error is not None
-        if failed:
-            continue
+def _pump(sink: Sink, begun: threading.Event) -> None:
+    """The reader of start(): from the queue to the sink; the first error ends the file, not the job.
+
+    ``begun`` is set once something was written, or when nothing will be.
+    """
+    try:
+        while (data := read_trace()) is not None:
+            with _state.lock:
+                failed = _state.error is not None
+            if failed:
+                continue
+            try:
+                sink.write(data)
+                begun.set()
+            except Exception as error:
+                _failed(error, quietly=sink.opened and not sink.begun)
         try:
-            sink.write(data)
+            sink.close()
         except Exception as error:
             _failed(error)
-    try:
-        sink.close()
-    except Exception as error:
-        _failed(error)
+    finally:
+        begun.set()
 
 
-def _failed(error: Exception) -> None:
+def _failed(error: Exception, *, quietly: bool = False) -> None:
     with _state.lock:
         first = _state.error is None
         _state.error = _state.error or error
     if first:
-        _log.error("pooltrace: the trace ends here, it cannot be written: %s", error)
+        if not quietly:  # else start() raises it
+            _log.error("pooltrace: the trace ends here, it cannot be written: %s", error)
         _core.stop()  # detached: nobody records any more
 
 
@@ -224,7 +232,8 @@ def start(
     """Starts a trace into a file (an lz4 frame when its name ends in ``.lz4``) or an object with ``write``.
 
     As Go's runtime/trace.Start.  ``header``, ``period`` and ``caller`` as in :func:`start_trace`.  Raises MisuseError
-    during a trace and OSError when the file or the arena cannot be made.
+    during a trace, and OSError when the arena cannot be made, or the file cannot be opened or written to: its first
+    bytes are in it when this returns.  A file that was there before keeps its contents until the trace is on.
     """
     _check(header, period)
     with _state.lock:
@@ -237,12 +246,21 @@ def start(
         with contextlib.suppress(Exception):
             sink.close()
         raise
-    pump = threading.Thread(target=_pump, args=(sink,), name="pooltrace-reader", daemon=True)
+    begun = threading.Event()
+    pump = threading.Thread(target=_pump, args=(sink, begun), name="pooltrace-reader", daemon=True)
     with _state.lock:
         _state.pump = pump
         _state.last_reader = -1  # there is one
     pump.start()
     atexit.register(_stop_at_exit)
+    if sink.opened:
+        try:
+            begun.wait()
+        except BaseException:  # a signal's
+            _stop_at_exit()
+            raise
+        if not sink.begun:
+            stop()
 
 
 def stop() -> None:
