@@ -315,8 +315,9 @@ def summary() -> dict[str, Any] | None:
 
     Times in ns.  Keys: wall_ns, units, units_cancelled (that never ran), items, jobs, workers_lost, generations,
     events, bytes, lost_events, failed, functions (name, count, total_ns, median_ns, p99_ns, max_ns; the largest total
-    first) and slots (p, life_ns, items_ns, unpickle_ns, pickle_ns, send_ns, unit_ns, idle_ns).  Quantiles are right
-    within 2 %.
+    first) and slots (p, life_ns, start_ns, items_ns, unpickle_ns, pickle_ns, send_ns, unit_ns, idle_ns).  start_ns is
+    from the making of a slot's processes until they are ready: no unit, and an initializer is in functions, but no
+    item.  Quantiles are right within 2 %.
     """
     return _state.summary
 

@@ -85,6 +85,7 @@ static void g_forget(struct mst *m) {
     m->start = NULL;
     m->gs = GS_NONE;
     m->seq = 0;
+    m->starting = false;
 }
 
 static void g_run(struct mst *m, uint64_t id, struct stk *start, uint64_t t, uint32_t seq) {
@@ -203,6 +204,7 @@ static void unit_begin(struct merge *g, struct mst *m, uint64_t t, uint64_t id, 
     else if (gen != g->gen) g_status(g, &m->out, t, id, NO_M, G_RUNNABLE, start);
     put(g, m, GoGoStart, t, ARRAY(id, 1));
     g_run(m, id, start, t, 1);
+    account_begin(g, m);
 }
 
 /* A worker died with this unit claimed: it may not have come to saying that it began. */
