@@ -206,7 +206,7 @@ def test_a_narrow_terminal_cuts_names_and_no_number(name: str, width: int) -> No
 def test_a_trace_that_is_not_complete() -> None:
     text = plain(report(figures(), "x.trace", fault="OSError: disk\x1b full"))
     assert "  ! nothing could be recorded after 10.0 s: the figures are of the time before\n" in text
-    end = "pooltrace: the trace in x.trace is not complete: OSError: disk\\x1b full; choose another place with -o\n"
+    end = "pooltrace: the trace in x.trace is not complete: OSError: disk\\x1b full\n"
     assert text.endswith(end)
     assert "wrote" not in text
 
@@ -220,7 +220,7 @@ def test_hints_on_starts_and_on_what_is_no_item() -> None:
     slots = [slot(p, 10 * S, items=2 * S, start=7 * S) for p in (1, 2)]
     functions = [function("job.initializer", max_ns=6 * S), function(max_ns=S)]
     shown = report(figures(slots=slots, functions=functions), "x.trace")
-    assert shown.hints == ["starting workers took 70 % of the slots' time: keep one pool"]
+    assert shown.hints == ["starting workers took 70 % of the slots' time: start fewer, or keep one pool"]
     slots = [slot(p, 10 * S, items=2 * S, start=5 * S) for p in (1, 2)]
     shown = report(figures(slots=slots, functions=functions), "x.trace")
     assert shown.hints[1:] == ["slots waited for work 30 % of the time"]  # no word of an item of 6 s

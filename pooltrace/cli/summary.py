@@ -125,7 +125,7 @@ def report(summary: dict[str, Any], where: str, written: int | None = None, faul
     wall = duration(summary["wall_ns"])
     result = Report(headline="")
     if fault:
-        result.end = f"the trace in {escape(where)} is not complete: {escape(fault)}; choose another place with -o"
+        result.end = f"the trace in {escape(where)} is not complete: {escape(fault)}"
         result.warnings.append(f"nothing could be recorded after {wall}: the figures are of the time before")
     else:
         written = summary["bytes"] if written is None else written
@@ -223,8 +223,9 @@ def _hints(summary: dict[str, Any], slots: Sequence[dict[str, Any]], life: float
     moving = part["unpickling"] + part["pickling and sending"]
     if moving > TOO_MUCH * life:
         yield f"moving data took {percent(moving, life)} of the slots' time: send less per item"
-    if part["starting workers"] > TOO_MUCH * life:
-        yield f"starting workers took {percent(part['starting workers'], life)} of the slots' time: keep one pool"
+    starting = part["starting workers"]
+    if starting > TOO_MUCH * life:
+        yield f"starting workers took {percent(starting, life)} of the slots' time: start fewer, or keep one pool"
     waiting = part["waiting for work"]
     if waiting > (1 - BUSY_ENOUGH) * life:
         yield f"slots waited for work {percent(waiting, life)} of the time"

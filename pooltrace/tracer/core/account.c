@@ -86,13 +86,15 @@ void account_begin(struct merge *g, struct mst *m) {
     if (p && m->unit_begin > from) p->start += m->unit_begin - from;
 }
 
-void account_time(struct merge *g, struct mst *m, uint64_t end) {
+void account_unit(struct merge *g, struct mst *m, uint64_t end) {
     struct pst *p = p_get(g, m->p);
-    if (m->kind != KIND_WORKER || !p || end <= m->unit_begin) return;
-    *(m->starting ? &p->start : &p->unit) += end - m->unit_begin;
+    if (m->kind != KIND_WORKER) return;
+    if (!m->starting) g->units++;
+    if (p && end > m->unit_begin) *(m->starting ? &p->start : &p->unit) += end - m->unit_begin;
 }
 
-void account_unit(struct merge *g, struct mst *m, uint64_t end) {
-    if (m->kind == KIND_WORKER && !m->starting) g->units++;
-    account_time(g, m, end);
+void account_open(struct merge *g, struct mst *m, uint64_t end) {
+    if (m->gs != GS_RUNNING) return;
+    for (uint32_t i = 0; i < m->nregions; i++) account_region(g, m, &m->regions[i], end);
+    account_unit(g, m, end);
 }

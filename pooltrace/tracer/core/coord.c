@@ -131,7 +131,7 @@ static void end_accounts(void) {
         struct pst *p = p_get(&c.merge, m->p);
         uint64_t from = c.slots[i]->opened > c.merge.begin_time ? c.slots[i]->opened : c.merge.begin_time;
         if (p && m->kind == KIND_WORKER && c.merge.end_time > from) p->life += c.merge.end_time - from;
-        if (m->gs == GS_RUNNING) account_time(&c.merge, m, c.merge.end_time);
+        account_open(&c.merge, m, c.merge.end_time);
         c.merge.lost_events += LOAD(&c.slots[i]->entry->lost);
         free(m->out.buf);
         free(m->strs);
