@@ -26,7 +26,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
 
@@ -64,6 +64,17 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("program", metavar="SCRIPT", nargs=argparse.REMAINDER, help="the program and its arguments")
     return parser
+
+
+def part_module(words: Sequence[str]) -> list[str]:
+    """The command line with a ``-mMODULE`` of ours, which python takes too, in two words."""
+    words = list(words)
+    at = 0
+    while at < len(words) and words[at].startswith("-") and words[at] not in ("-m", "--"):
+        if words[at].startswith("-m"):
+            return [*words[:at], "-m", words[at][2:], *words[at + 1 :]]
+        at += 2 if words[at] in ("-o", "--output", "--header", "--period") else 1
+    return words
 
 
 def run(args: argparse.Namespace) -> int:
