@@ -74,7 +74,7 @@ def test_a_kill_loses_nothing_that_was_written(tmp_path: Path, name: str) -> Non
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_full_place_is_an_error_of_the_write() -> None:
     sink = Sink("/dev/full")
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
         sink.write(b"x")
     with pytest.raises(OSError, match="No space left"):
         sink.close()

@@ -29,7 +29,8 @@ class Sink:
         self._file: Writable
         self._raw: IO[bytes] | None = None  # what this sink has opened
         self._pack: Callable[[bytes], bytes] | None = None
-        self._made: str | None = None  # the file's name, if it was not there before
+        self._path = ""  # absolute
+        self._made = False  # the file was not there before
         self.begun = False  # something was written to what this sink has opened
         if not isinstance(target, (str, os.PathLike)):
             if not callable(getattr(target, "write", None)):
@@ -41,8 +42,8 @@ class Sink:
             import lz4.frame
 
             self._pack = lambda data: bytes(lz4.frame.compress(data, store_size=False))
-        descriptor, made = _open(path)
-        self._made = os.path.abspath(path) if made else None
+        self._path = os.path.abspath(path)
+        descriptor, self._made = _open(path)
         self._file = self._raw = open(descriptor, "wb")  # noqa: SIM115 - closed by close()
 
     @property
@@ -51,14 +52,18 @@ class Sink:
         return self._raw is not None
 
     def write(self, data: bytes) -> None:
-        """Writes all of data, to the file itself: a kill loses nothing of it. Raises what the file raises."""
+        """Writes all of data, to the file itself: a kill loses nothing of it. Raises what the file raises, by name."""
         if self._raw is None:
             self._file.write(data)
             return
-        if not self.begun and stat.S_ISREG(os.fstat(self._raw.fileno()).st_mode):
-            os.ftruncate(self._raw.fileno(), 0)
-        self._raw.write(self._pack(data) if self._pack else data)
-        self._raw.flush()
+        try:
+            if not self.begun and stat.S_ISREG(os.fstat(self._raw.fileno()).st_mode):
+                os.ftruncate(self._raw.fileno(), 0)
+            self._raw.write(self._pack(data) if self._pack else data)
+            self._raw.flush()
+        except OSError as error:
+            error.filename = error.filename or self._path
+            raise
         self.begun = True
 
     def close(self) -> None:
@@ -71,9 +76,9 @@ class Sink:
         try:
             self._raw.close()
         finally:
-            if self._made is not None and not self.begun:
+            if self._made and not self.begun:
                 with contextlib.suppress(OSError):
-                    os.unlink(self._made)
+                    os.unlink(self._path)
 
 
 def _open(path: str) -> tuple[int, bool]:
