@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import runpy
@@ -253,6 +254,50 @@ def test_a_signal_ends_a_trace_with_units_that_run(
     assert re.search(r"\n  __main__.wait_for_ever +2 ", ended.err)
     assert not list(arenas.iterdir())
     judge(trace)
+
+
+@pytest.mark.parametrize("name", ["a.trace", "a.trace.lz4"])
+def test_what_a_kill_leaves(tmp_path: Path, name: str, arenas: Path) -> None:
+    """All but the last part, and the arena, from which that can be read."""
+    trace = tmp_path / name
+    ended = traced(trace, "traces.py", "kill", tmp_path / "own.trace")
+    assert (ended.status, ended.out) == (-signal.SIGKILL, "[1, 2]\n")
+    assert len(list(arenas.iterdir())) == 1
+    items = 0
+    with contextlib.suppress(raw.CutTraceError):  # not if it was killed between two parts
+        for event in order.read_events(trace):
+            items += event.name == "UserRegionEnd" and event.string("name") == "builtins.abs"
+    assert items == 2
+
+
+# Programs that trace themselves
+
+
+@pytest.mark.parametrize("what", ["with", "start", "open"])
+def test_a_program_that_traces_itself_runs_unchanged(
+    trace: Path, tmp_path: Path, what: str, judge: Callable[[Path], object]
+) -> None:
+    own = tmp_path / "own.trace"
+    expected = python("traces.py", what, own)
+    assert expected.status == 0
+    own.unlink()
+    ended = traced(trace, "traces.py", what, own)
+    assert without_summary(ended) == expected
+    assert ended.err.count(f"what the program itself traces goes into {trace}\n") == 1
+    assert "slots busy" in ended.err
+    assert not own.exists()
+    judge(trace)
+
+
+def test_misuse_by_a_program_that_traces_itself_is_as_without_us(trace: Path, tmp_path: Path) -> None:
+    ended = traced(trace, "traces.py", "misuse", tmp_path / "own.trace")
+    assert ended.out == python("traces.py", "misuse", tmp_path / "own.trace").out
+    assert ended.out.splitlines() == [
+        "no trace is on",
+        "done None",
+        "a trace is on already: stop it first",
+        "done None",
+    ]
 
 
 # Our own options and mistakes

@@ -12,7 +12,8 @@ Here is only when the trace begins and ends:
    way, and what is ignored (by nohup, say) stays ignored. A forked child gets the default back before it runs any
    code: a worker that is busy in C must die of ``terminate()`` at once, as it does without us.
 4. CPython 3.12 and later warn of a fork while there are several threads. Ours are no concern of the program's.
-5. Once the program runs, nothing that goes wrong on our side changes its output or its exit status: it is one line.
+5. A program that traces itself runs unchanged, too: what it records goes into our trace.
+6. Once the program runs, nothing that goes wrong on our side changes its output or its exit status: it is one line.
 """
 
 from __future__ import annotations
@@ -124,6 +125,7 @@ class Tracing:
         self._pid = os.getpid()
         self._finishing = False  # main thread only, as all of these
         self._killed_by = 0  # the signal of which we are about to die
+        self._said = False  # any thread: what _say_once says
 
     def start(self, header: str, period: float) -> None:
         """Open the file and have the program's pools traced. Raises PooltraceError, or OSError without an arena."""
@@ -138,6 +140,7 @@ class Tracing:
             if error.filename != self._path:
                 raise
             raise MisuseError(f"cannot write the trace to {self._given!r}: {_reason(error)}") from None
+        session.share(self._say_once)
         _register_first(self._finish)
         patch.install()
         _ignore_our_threads()
@@ -155,6 +158,7 @@ class Tracing:
 
         fault = ""
         try:
+            session.share(None)
             session.stop()
         except BaseException as error:
             fault = _reason(error)
@@ -165,6 +169,12 @@ class Tracing:
         if self._killed_by:
             arena.discard()
             _die_by(self._killed_by)
+
+    def _say_once(self) -> None:
+        """The program has started a trace of its own."""
+        if not self._said:
+            _say(f"run is tracing already: what the program itself traces goes into {self._shown()}")
+        self._said = True
 
     def _size(self) -> int | None:
         """Bytes of the file; None of what has no size."""

@@ -65,6 +65,8 @@ class _State:
         self.reader: int | None = None  # ident of the thread inside read_trace
         self.last_reader: int | None = None  # ident of the thread that read last in this trace
         self.pump: threading.Thread | None = None
+        self.nested: Callable[[], None] | None = None  # see share()
+        self.nested_on = False  # a start() without its stop(), while shared
         self.error: BaseException | None = None  # the first one of the sink
         self.summary: dict[str, Any] | None = None
         self.sources: list[Units] = []
@@ -237,8 +239,13 @@ def start(
     """
     _check(header, period)
     with _state.lock:
-        if _state.phase == "on":
+        nested = _state.nested
+        if _state.nested_on or (_state.phase == "on" and nested is None):
             raise MisuseError("a trace is on already: stop it first")
+        _state.nested_on = nested is not None
+    if nested is not None:
+        nested()
+        return
     sink = Sink(target)
     try:
         start_trace(header=header, period=period, caller=caller)
@@ -263,12 +270,25 @@ def start(
             stop()
 
 
+def share(nested: Callable[[], None] | None) -> None:
+    """For who traces the whole of a program that may do so itself: from now on start() only calls ``nested``, and
+    stop() does nothing.  With None they are what they were: so before the one true stop()."""
+    with _state.lock:
+        _state.nested = nested
+        _state.nested_on = False
+
+
 def stop() -> None:
     """Ends the trace of :func:`start`: when this returns, the file is whole.
 
     Raises MisuseError when no such trace is on, and the first error that writing met, if there was one.
     """
     with _state.lock:
+        if _state.nested is not None:
+            if not _state.nested_on:
+                raise MisuseError("no trace is on")
+            _state.nested_on = False
+            return
         pump = _state.pump
         if pump is None:
             raise MisuseError("no trace is on")
