@@ -33,6 +33,7 @@ from types import FrameType
 from typing import Any
 
 from pooltrace.cli import program as programs
+from pooltrace.cli.output import is_same
 from pooltrace.cli.summary import escape, show, write
 from pooltrace.errors import MisuseError, PooltraceError
 from pooltrace.format.spec import DEFAULT_HEADER, HEADERS
@@ -118,7 +119,7 @@ class Tracing:
         if path.endswith(os.sep) or os.path.isdir(path):
             raise MisuseError(f"{path!r} is a directory; name a file in it after -o")
         for other, what in ((program.filename, ""), (1, "'s standard output"), (2, "'s standard error")):
-            if _are_same(path, other):
+            if is_same(path, other):
                 raise MisuseError(f"{path!r} is the program{what}; name another file after -o")
         self._given = path
         self._path = os.path.abspath(path)
@@ -209,15 +210,6 @@ def _find(module: list[str] | None, words: list[str]) -> programs.Program:
     if not words:
         raise MisuseError("no program: name a script, or a module after -m (see 'pooltrace run --help')")
     return programs.find_module(words[0], words[1:]) if module is not None else programs.find(words[0], words[1:])
-
-
-def _are_same(path: str, other: str | int) -> bool:
-    """Whether both are one file, but for /dev/null."""
-    try:
-        same = bool(other) and os.path.samestat(os.stat(path), os.stat(other))
-        return same and not os.path.samefile(path, os.devnull)
-    except OSError:
-        return False
 
 
 def _register_first(handler: Callable[[], None]) -> None:
