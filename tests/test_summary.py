@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import multiprocessing
 import os
@@ -12,6 +13,7 @@ import unicodedata
 from typing import Any
 
 import pytest
+from crew import crew
 
 import pooltrace
 from pooltrace.cli import summary as module
@@ -260,6 +262,21 @@ def test_a_start_is_no_unit_and_an_initializer_no_item(method: str) -> None:
     for slot in slots:
         assert slot["life_ns"] == slot["start_ns"] + slot["unit_ns"] + slot["idle_ns"]
     assert "6 units, 12 items" in plain(report(figures, "x.trace"))
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_a_worker_that_never_comes_to_its_start_up_is_starting(older: bool) -> None:
+    with contextlib.ExitStack() as stack:
+        if older:  # then it has had its start-up, and waits
+            stack.enter_context(crew(1))
+        stack.enter_context(pooltrace.trace(io.BytesIO()))
+        if not older:
+            stack.enter_context(crew(1))
+    figures = pooltrace.summary()
+    assert figures is not None
+    (row,) = figures["slots"]
+    assert row["life_ns"] > 0
+    assert (row["start_ns"], row["idle_ns"]) == ((0, row["life_ns"]) if older else (row["life_ns"], 0))
 
 
 def test_of_one_call_all_figures_are_the_same() -> None:

@@ -75,6 +75,10 @@ void account_region(struct merge *g, struct mst *m, const struct region *r, uint
     }
 }
 
+static uint64_t alive_from(const struct merge *g, const struct mst *m) {
+    return m->slot->opened > g->begin_time ? m->slot->opened : g->begin_time;
+}
+
 /* A worker's start-up is a G of its own (pool/worker.py), but no unit of the job's.  What lay between the making of the
  * process and it is part of the start. */
 void account_begin(struct merge *g, struct mst *m) {
@@ -82,8 +86,15 @@ void account_begin(struct merge *g, struct mst *m) {
                   is_named(m->start->frames[0].function, "pooltrace.pool.worker.main");
     if (!m->starting) return;
     struct pst *p = p_get(g, m->p);
-    uint64_t from = m->slot->opened > g->begin_time ? m->slot->opened : g->begin_time;
-    if (p && m->unit_begin > from) p->start += m->unit_begin - from;
+    if (p && m->unit_begin > alive_from(g, m)) p->start += m->unit_begin - alive_from(g, m);
+}
+
+void account_life(struct merge *g, struct mst *m, uint64_t end) {
+    struct pst *p = p_get(g, m->p);
+    uint64_t from = alive_from(g, m);
+    if (m->kind != KIND_WORKER || !p || end <= from) return;
+    p->life += end - from;
+    if (m->slot->opened > g->begin_time && !m->last_unit) p->start += end - from; /* it never came to its start-up */
 }
 
 void account_unit(struct merge *g, struct mst *m, uint64_t end) {

@@ -137,10 +137,7 @@ void merge_close_m(struct merge *g, struct mst *m, uint64_t t, const char *lost,
     g_forget(m);
     struct pst *p = p_get(g, m->p);
     if (p && p->by == m) p->by = NULL;
-    if (p && m->kind == KIND_WORKER) {
-        uint64_t from = m->slot->opened > g->begin_time ? m->slot->opened : g->begin_time;
-        if (t > from) p->life += t - from;
-    }
+    account_life(g, m, t);
     g->lost_events += LOAD(&m->slot->entry->lost);
     out_flush(g, &m->out);
     m->slot->m = NULL;

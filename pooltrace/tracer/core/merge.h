@@ -171,6 +171,7 @@ struct pst *p_get(struct merge *g, uint64_t p);
 void account_region(struct merge *g, struct mst *m, const struct region *r, uint64_t end);
 void account_begin(struct merge *g, struct mst *m); /* g has just begun on m */
 void account_unit(struct merge *g, struct mst *m, uint64_t end);
+void account_life(struct merge *g, struct mst *m, uint64_t end); /* m is gone, or the trace over */
 void account_open(struct merge *g, struct mst *m, uint64_t end); /* what m is in when the trace ends */
 uint64_t agg_quantile(const struct agg *a, double q); /* ns */
 
