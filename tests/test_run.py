@@ -154,8 +154,33 @@ def test_syntax_error_is_shown_as_python_shows_it(trace: Path, tmp_path: Path) -
         broken.write_text(text)
         assert same(trace, broken).status == 1
         assert not trace.exists()
-    broken.write_bytes(b"# coding: nonsense\n")  # CPython words this in another way for a file
-    assert (traced(trace, broken).status, python(broken).status) == (1, 1)
+
+
+NO_TEXTS = [
+    b"# coding: nonsense\n",
+    b"# coding: utf-16\nx = 1\n",
+    b"# coding: ascii\nx = '\xc3\xa9'\n",
+    b"\xef\xbb\xbf# coding: latin-1\n",
+    b"x = 1\ny = '\xe9'\n",
+    b"x = (\n\xff",
+    *([b"x = 1\nif x:\n\0\n"] if sys.version_info >= (3, 11, 4) else []),  # before, it ended the script
+]
+
+
+@pytest.mark.parametrize("text", NO_TEXTS)
+def test_what_is_no_text_is_said_as_python_says_it(trace: Path, tmp_path: Path, text: bytes) -> None:
+    broken = tmp_path / "broken.py"
+    broken.write_bytes(text)
+    assert same(trace, broken, options=["-X", "utf8", "-B"]).status == 1
+    assert not trace.exists()
+
+
+def test_a_script_from_a_pipe_that_is_no_text(trace: Path) -> None:
+    command = "printf '# coding: nonsense\\n' | exec \"$0\" -m pooltrace run -o /dev/null /dev/stdin"
+    env = {**os.environ, "PYTHONPATH": str(Path(pooltrace.__file__).parent.parent)}
+    ended = subprocess.run(["sh", "-c", command, sys.executable], env=env, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert "SyntaxError: unknown encoding: nonsense" in ended.stderr
 
 
 # How it ends
