@@ -64,7 +64,6 @@ def add_good() -> None:
         guards = f"the {header} header: its sync batch, two generations, how they end, and one unit of work"
         after = generation(batch(100, 3000, *parent()), header=header, gen=2, time=3000)
         scenario(f"header-{header}", guards, [*generation(*unit, header=header), *after], header=header)
-    scenario("no-generation", "a 1.26 trace without any generation is whole", [])
     first = one(batch(100, 1000, *parent(), CREATE))
     second = generation(
         batch(100, 2000, *parent(), "GoStatusStack dt=1 g=2 m=-1 gstatus=1 stack=1"),
@@ -404,6 +403,14 @@ def add_strict() -> None:
     )
     strict("frequency-0", "a frequency of 0", "frequency of 0", alone(freq=0))
     strict("status-0", "a state that does not exist", "no status 0", alone("GoStatus dt=1 g=9 m=-1 gstatus=0"))
+    strict("no-generation", "a 1.26 trace that ends behind its header", "cut off behind the header", [])
+    strict(
+        "no-event-1.22",
+        "a 1.22 trace that ends within a generation of tables alone",
+        "no event so far",
+        one(header="1.22"),
+        "1.22",
+    )
     strict("cut-tables", "a 1.26 trace that ends within a generation of tables alone", "cut off", one(end=False))
 
 

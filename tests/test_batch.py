@@ -41,12 +41,14 @@ def test_the_script_calls_what_is_tested_here() -> None:
     assert os.access(SCRIPT, os.X_OK)
 
 
-@pytest.mark.parametrize("words", [["ends.py", "exit-3"], ["ends.py", "error"], ["-m", "app", "x", "--keep", "1"]])
+@pytest.mark.parametrize(
+    "words", [["ends.py", "exit-3"], ["ends.py", "error"], ["-m", "app", "x", "--keep", "1"], ["-mapp", "x"]]
+)
 def test_the_job_is_as_without_us(words: list[str], tmp_path: Path, judge: Callable[[Path], object]) -> None:
     ended = python("-c", CALL, "--dir", tmp_path / "new", "--", *words)
     assert without_summary(ended) == python(*words)
     (trace,) = (tmp_path / "new").iterdir()
-    job = words[1] if words[0] == "-m" else "ends"
+    job = "app" if words[0].startswith("-m") else "ends"
     assert re.fullmatch(job + r"-\d{8}T\d{6}Z-\d+\.trace\.lz4", trace.name)
     judge(trace)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 from golden_files import GOLDENS, Golden, named
 
 from pooltrace.cli import check
+from pooltrace.errors import BadTraceError
+from pooltrace.format import order, raw, spec
 
 
 def run(path: str | Path) -> int:
@@ -75,7 +78,25 @@ def test_cut(file_of: FileOf, capsys: Capture) -> None:
     line = one_line(capsys.readouterr().err)
     assert "cut off" in line
     assert "generation 2" in line
-    assert "1 generations with 13 events" in line
+    assert line.endswith("whole before that: 1 generation with 13 events")
+
+
+@pytest.mark.parametrize("header", spec.HEADERS)
+def test_cut_before_the_first_generation_is_whole(header: str, file_of: FileOf, capsys: Capture) -> None:
+    data = named(f"good-header-{header}").data()
+    sync = next(iter(raw.BatchReader(io.BytesIO(data[16:]), spec.HEADERS[header])))
+    for size in (16, 16 + len(raw.encode_batch(sync))):
+        assert run(file_of(data[:size])) == 1
+        assert "cut off" in one_line(capsys.readouterr().err)
+        assert order_says(file_of(data[:size])) == "CutTraceError"
+
+
+def order_says(path: Path) -> str:
+    try:
+        order.check(path)
+    except BadTraceError as error:
+        return type(error).__name__
+    return "in order"
 
 
 def test_cut_lz4(file_of: FileOf, capsys: Capture) -> None:

@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from golden_files import named
+from golden_files import GOLDENS, Golden, named
 
 from pooltrace.cli import dump
-from pooltrace.format import order, text
+from pooltrace.format import order, raw, text
 
 Capture = pytest.CaptureFixture[str]
 
@@ -79,6 +79,23 @@ def test_a_broken_trace_is_printed_up_to_there(tmp_path: Path, capsys: Capture) 
     assert out.count("EndOfGeneration") == 1
     assert err.count("\n") == 1
     assert "cut off" in err
+
+
+@pytest.mark.parametrize("golden", [golden for golden in GOLDENS if golden.outcome != "good"], ids=lambda g: g.name)
+def test_the_status_is_that_of_check(golden: Golden, tmp_path: Path, capsys: Capture) -> None:
+    path = tmp_path / "bad.trace"
+    path.write_bytes(golden.data())
+    assert run(path) == 1
+    out, err = capsys.readouterr()
+    assert err.count("\n") == 1
+    assert golden.says in err
+    if golden.outcome == "misread":  # and all of it is printed
+        assert len([line for line in out.splitlines()[1:] if line[:1].isdigit()]) >= events_of(path)
+
+
+def events_of(path: Path) -> int:
+    with raw.open_trace(path) as file:
+        return sum(not event.spec.implied for event in order.TraceReader(file).events())
 
 
 def test_no_trace(tmp_path: Path, capsys: Capture) -> None:

@@ -224,7 +224,7 @@ def test_cut_says_what_is_whole(file_of: FileOf) -> None:
     with pytest.raises(raw.CutTraceError) as caught:
         order.check(file_of(data[:-20]))
     assert "cut off in the middle of the batch of generation 2" in str(caught.value)
-    assert str(caught.value).endswith("whole before that: 1 generations with 13 events")
+    assert str(caught.value).endswith("whole before that: 1 generation with 13 events")
 
 
 def verdicts(path: Path) -> tuple[bool, bool]:

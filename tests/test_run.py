@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import runpy
 import signal
 import subprocess
 import sys
+import threading
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +19,8 @@ import pytest
 
 import pooltrace
 from pooltrace.cli.__main__ import main
+from pooltrace.cli.summary import size
+from pooltrace.format import order, raw
 
 PROGRAMS = Path(__file__).parent / "programs"
 ENDS: dict[str, Any] = runpy.run_path(str(PROGRAMS / "ends.py"))["ENDS"]
@@ -124,6 +128,7 @@ def test_module_package_directory_and_zip(trace: Path, tmp_path: Path) -> None:
         ["-m", "where", "x", "-m"],
         ["-m", "app", "3"],
         ["-m", "app.__main__", "0"],
+        ["-mapp", "-m", "-mx", "-o", "1"],
         ["app", "4"],
         [packed, "5"],
     ):
@@ -149,8 +154,33 @@ def test_syntax_error_is_shown_as_python_shows_it(trace: Path, tmp_path: Path) -
         broken.write_text(text)
         assert same(trace, broken).status == 1
         assert not trace.exists()
-    broken.write_bytes(b"# coding: nonsense\n")  # CPython words this in another way for a file
-    assert (traced(trace, broken).status, python(broken).status) == (1, 1)
+
+
+NO_TEXTS = [
+    b"# coding: nonsense\n",
+    b"# coding: utf-16\nx = 1\n",
+    b"# coding: ascii\nx = '\xc3\xa9'\n",
+    b"\xef\xbb\xbf# coding: latin-1\n",
+    b"x = 1\ny = '\xe9'\n",
+    b"x = (\n\xff",
+    *([b"x = 1\nif x:\n\0\n"] if sys.version_info >= (3, 11, 4) else []),  # before, it ended the script
+]
+
+
+@pytest.mark.parametrize("text", NO_TEXTS)
+def test_what_is_no_text_is_said_as_python_says_it(trace: Path, tmp_path: Path, text: bytes) -> None:
+    broken = tmp_path / "broken.py"
+    broken.write_bytes(text)
+    assert same(trace, broken, options=["-X", "utf8", "-B"]).status == 1
+    assert not trace.exists()
+
+
+def test_a_script_from_a_pipe_that_is_no_text(trace: Path) -> None:
+    command = "printf '# coding: nonsense\\n' | exec \"$0\" -m pooltrace run -o /dev/null /dev/stdin"
+    env = {**os.environ, "PYTHONPATH": str(Path(pooltrace.__file__).parent.parent)}
+    ended = subprocess.run(["sh", "-c", command, sys.executable], env=env, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert "SyntaxError: unknown encoding: nonsense" in ended.stderr
 
 
 # How it ends
@@ -162,8 +192,11 @@ def test_end(trace: Path, end: str, arenas: Path, judge: Callable[[Path], object
     cut_off = end in ("kill", "os-exit", "atexit-exits")
     silent = cut_off or end.startswith("closed")
     assert ("pooltrace: wrote " in ended.err) == (not silent)
-    assert ("pooltrace: no process pool was used" in ended.err) == (not silent)
-    if not cut_off:
+    assert ("pooltrace: no multiprocessing.Pool was traced" in ended.err) == (not silent)
+    if cut_off:
+        with pytest.raises(raw.CutTraceError, match="cut off"):
+            order.check(trace)
+    else:
         judge(trace)
         assert not list(arenas.iterdir())
 
@@ -199,11 +232,14 @@ def test_pool(trace: Path, method: str, what: str, judge: Callable[[Path], objec
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_pool_of_a_program_that_is_terminated(trace: Path, method: str, judge: Callable[[Path], object]) -> None:
+def test_pool_of_a_program_that_is_terminated(
+    trace: Path, method: str, arenas: Path, judge: Callable[[Path], object]
+) -> None:
     plain, ended = python("pools.py", method, "sigterm"), traced(trace, "pools.py", method, "sigterm")
     assert (ended.status, ended.out) == (plain.status, plain.out) == (-signal.SIGTERM, "3\n")
     assert "2 slots busy" in ended.err
     assert without_summary(ended).err == ""  # the stock pool may leave semaphores, and multiprocessing says so
+    assert not list(arenas.iterdir())
     judge(trace)
 
 
@@ -229,15 +265,64 @@ def test_exception_of_a_worker(trace: Path) -> None:
     assert (ended.status, ended.out) == (plain.status, plain.out)
     shown = without_summary(ended).err.splitlines()
     assert shown[-1] == plain.err.splitlines()[-1] == "LookupError: no 7"
-    assert not [line for line in shown if "pooltrace" in line and "cli" in line]
+    assert not [line for line in shown if "pooltrace/cli" in line]
 
 
-def test_sigterm_ends_a_trace_with_units_that_run(trace: Path, judge: Callable[[Path], object]) -> None:
-    ended = traced(trace, "busy.py")
-    assert ended.status == -signal.SIGTERM
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU])
+def test_a_signal_ends_a_trace_with_units_that_run(
+    trace: Path, signum: signal.Signals, arenas: Path, judge: Callable[[Path], object]
+) -> None:
+    ended = traced(trace, "busy.py", str(int(signum)))
+    assert ended.status == -signum
     assert "2 slots busy" in ended.err
-    assert "1 job, 2 units" in ended.err
+    assert "1 job, 2 units, 2 items" in ended.err  # and they are no overhead
+    assert re.search(r"\n  __main__.wait_for_ever +2 ", ended.err)
+    assert not list(arenas.iterdir())
     judge(trace)
+
+
+@pytest.mark.parametrize("name", ["a.trace", "a.trace.lz4"])
+def test_what_a_kill_leaves(tmp_path: Path, name: str, arenas: Path) -> None:
+    """All but the last part, and the arena, from which that can be read."""
+    trace = tmp_path / name
+    ended = traced(trace, "traces.py", "kill", tmp_path / "own.trace")
+    assert (ended.status, ended.out) == (-signal.SIGKILL, "[1, 2]\n")
+    assert len(list(arenas.iterdir())) == 1
+    items = 0
+    with contextlib.suppress(raw.CutTraceError):  # not if it was killed between two parts
+        for event in order.read_events(trace):
+            items += event.name == "UserRegionEnd" and event.string("name") == "builtins.abs"
+    assert items == 2
+
+
+# Programs that trace themselves
+
+
+@pytest.mark.parametrize("what", ["with", "start", "open"])
+def test_a_program_that_traces_itself_runs_unchanged(
+    trace: Path, tmp_path: Path, what: str, judge: Callable[[Path], object]
+) -> None:
+    own = tmp_path / "own.trace"
+    expected = python("traces.py", what, own)
+    assert expected.status == 0
+    own.unlink()
+    ended = traced(trace, "traces.py", what, own)
+    assert without_summary(ended) == expected
+    assert ended.err.count(f"what the program itself traces goes into {trace}\n") == 1
+    assert "slots busy" in ended.err
+    assert not own.exists()
+    judge(trace)
+
+
+def test_misuse_by_a_program_that_traces_itself_is_as_without_us(trace: Path, tmp_path: Path) -> None:
+    ended = traced(trace, "traces.py", "misuse", tmp_path / "own.trace")
+    assert ended.out == python("traces.py", "misuse", tmp_path / "own.trace").out
+    assert ended.out.splitlines() == [
+        "no trace is on",
+        "done None",
+        "a trace is on already: stop it first",
+        "done None",
+    ]
 
 
 # Our own options and mistakes
@@ -250,6 +335,7 @@ def test_header_period_and_compression(tmp_path: Path, header: str, judge: Calla
     assert ended.status == 0
     assert "lz4 -d " in ended.err
     assert packed.read_bytes()[:4] == b"\x04\x22\x4d\x18"
+    assert f" {packed} ({size(packed.stat().st_size)}); " in ended.err
     judge(packed)
 
 
@@ -280,8 +366,15 @@ MISUSES = [
     (["--period", "nan", "where.py"], "'nan' is not a number of seconds"),
     (["--nonsense", "where.py"], "--nonsense"),
     (["-o", "/dev/null/x", "where.py"], "cannot write the trace to '/dev/null/x': Not a directory"),
-    (["-o", ".", "where.py"], "cannot write the trace to '.': Is a directory"),
-    (["-o", "where.py", "where.py"], "would overwrite the program"),
+    (["-o", ".", "where.py"], "'.' is a directory; name a file in it after -o"),
+    (["-o", "new/", "where.py"], "'new/' is a directory; name a file in it after -o"),
+    (["-o", "none/a", "where.py"], "cannot write the trace to 'none/a': No such file or directory; choose another"),
+    (["-o", "/dev/full", "where.py"], "cannot write the trace to '/dev/full': No space left on device; choose another"),
+    (["-o", "/dev/stdout", "where.py"], "'/dev/stdout' is the program's standard output; name another file after -o"),
+    (["-o", "/dev/fd/2", "where.py"], "'/dev/fd/2' is the program's standard error; name another file after -o"),
+    (["-o", "where.py", "where.py"], "'where.py' is the program; name another file after -o"),
+    (["-mnowhere_at_all", "where.py"], "no module named 'nowhere_at_all'"),
+    (["-o", "x", "--period=1", "-mnowhere_at_all"], "no module named 'nowhere_at_all'"),
     (["-o", "x", "\x1b[31m.py"], "\\x1b[31m.py"),
 ]
 
@@ -301,14 +394,55 @@ def test_misuse_is_one_line_and_nothing_runs(words: list[str], said: str) -> Non
     assert sorted(PROGRAMS.iterdir()) == before
 
 
-def test_failure_to_write_changes_nothing_for_the_job(trace: Path) -> None:
+def test_nothing_is_no_place_that_is_taken(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "pooltrace", "run", "-o", "/dev/null", PROGRAMS / "where.py"]
+    assert subprocess.run(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path).returncode == 0
+
+
+def test_failure_to_write_changes_nothing_for_the_job(tmp_path: Path) -> None:
     plain = python("pools.py", "fork", "map")
-    ended = python("-m", "pooltrace", "run", "-o", "/dev/full", "pools.py", "fork", "map")
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+
+    def read_the_header() -> None:
+        with open(pipe, "rb", buffering=0) as file:
+            file.read(16)
+
+    reader = threading.Thread(target=read_the_header, daemon=True)
+    reader.start()
+    ended = traced(pipe, "pools.py", "fork", "map")
+    reader.join(TIMEOUT)
     assert without_summary(ended) == plain
-    assert (
-        "pooltrace: the trace in /dev/full is not complete: OSError: [Errno 28] No space left on device\n" in ended.err
-    )
+    assert f"pooltrace: the trace in {pipe} is not complete: Broken pipe; choose another place with -o\n" in ended.err
+    assert "nothing could be recorded after" in ended.err
+    assert "wrote" not in ended.err
     assert "Traceback" not in ended.err
+
+
+def test_a_file_that_is_there_survives_what_never_starts(tmp_path: Path) -> None:
+    trace = tmp_path / "a.trace"
+    trace.write_text("yesterday's")
+    for words, env in ((["nowhere.py"], {}), (["where.py"], {"POOLTRACE_DIR": str(tmp_path / "nowhere")})):
+        assert traced(trace, *words, env=env).status == 2
+        assert trace.read_text() == "yesterday's"
+
+
+def test_no_working_directory_is_one_line(tmp_path: Path) -> None:
+    command = 'mkdir gone; cd gone; rmdir ../gone; exec "$0" -m pooltrace run where.py'
+    env = {**os.environ, "PYTHONPATH": str(Path(pooltrace.__file__).parent.parent)}
+    words = ["sh", "-c", command, sys.executable]
+    ended = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == (2, "", 1)
+    assert "the working directory is not there" in ended.stderr
+
+
+def test_arena_in_a_relative_place(trace: Path, tmp_path: Path) -> None:
+    (tmp_path / "arenas").mkdir()
+    env = {"POOLTRACE_DIR": os.path.relpath(tmp_path / "arenas", PROGRAMS)}
+    ended = traced(trace, "pools.py", "fork", "elsewhere", env=env)
+    assert "2 slots busy" in ended.err
+    assert "20 items" in ended.err
+    assert not list((tmp_path / "arenas").iterdir())
 
 
 def test_no_place_for_the_arena_is_one_line(trace: Path, tmp_path: Path) -> None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import multiprocessing
 import os
 import re
 import sys
+import time
 import unicodedata
 from typing import Any
 
 import pytest
+from crew import crew
 
+import pooltrace
 from pooltrace.cli import summary as module
 from pooltrace.cli.summary import cells, coloured, cut, duration, escape, percent, plain, report, show, size
 
@@ -23,10 +28,10 @@ def function(name: str = "job.work", count: int = 100, each: int = 10 * MS, **mo
     return row | {"median_ns": each, "p99_ns": 3 * each, "max_ns": 5 * each} | more
 
 
-def slot(p: int, life: int, items: int = 0, unpickle: int = 0, pickle: int = 0, send: int = 0, other: int = 0) -> Any:
-    unit = items + unpickle + pickle + send + other
-    parts = {"items_ns": items, "unpickle_ns": unpickle, "pickle_ns": pickle, "send_ns": send}
-    return {"p": p, "life_ns": life, "unit_ns": unit, "idle_ns": life - unit} | parts
+def slot(p: int, life: int, items: int = 0, other: int = 0, start: int = 0, **data: int) -> Any:
+    parts = {"items_ns": items} | {f"{name}_ns": data.get(name, 0) for name in ("unpickle", "pickle", "send")}
+    unit = sum(parts.values()) + other
+    return {"p": p, "life_ns": life, "start_ns": start, "unit_ns": unit, "idle_ns": life - unit - start} | parts
 
 
 def figures(**changes: Any) -> dict[str, Any]:
@@ -43,7 +48,7 @@ def figures(**changes: Any) -> dict[str, Any]:
         "functions": [function(count=1930)],
         "slots": [
             slot(1, 10 * S, items=9 * S, unpickle=40 * MS, pickle=300 * MS, send=200 * MS, other=10 * MS),
-            slot(2, 10 * S, items=9 * S, unpickle=50 * MS, pickle=200 * MS, send=100 * MS),
+            slot(2, 10 * S, items=9 * S, unpickle=50 * MS, pickle=200 * MS, send=100 * MS, start=300 * MS),
         ],
     }
     return summary | changes
@@ -62,12 +67,13 @@ pooltrace: 10.0 s, 2 slots busy 94 % of the time: 1 job, 40 units, 1,930 items
   items                  18.0 s   90 %  ##################
   unpickling            90.0 ms   <1 %
   pickling and sending   800 ms    4 %  #
-  between them          10.0 ms   <1 %
-  waiting for work       1.10 s    6 %  #
+  overhead              10.0 ms   <1 %
+  starting workers       300 ms    2 %
+  waiting for work       800 ms    4 %  #
 
-  slot   alive  busy  items  unpickling  pickling, sending  between  waiting
-  1     10.0 s  96 %   90 %        <1 %                5 %     <1 %      4 %
-  2     10.0 s  94 %   90 %        <1 %                3 %      0 %      6 %
+  slot     alive  busy  items  unpickling  sending  overhead  starting  waiting
+  Proc 1  10.0 s  96 %   90 %        <1 %      5 %      <1 %       0 %      4 %
+  Proc 2  10.0 s  94 %   90 %        <1 %      3 %       0 %       3 %      4 %
 
 pooltrace: wrote job.trace (212 kB); to look at it: go tool trace job.trace
 """
@@ -75,33 +81,34 @@ pooltrace: wrote job.trace (212 kB); to look at it: go tool trace job.trace
 
 
 def test_golden_all_is_not_well() -> None:
-    slots = [slot(1, 10 * S, items=4 * S, pickle=3 * S), slot(2, 10 * S, items=S, pickle=2 * S)]
+    slots = [slot(1, 10 * S, items=6 * S, pickle=3 * S), slot(2, 10 * S, items=S, pickle=2 * S)]
     summary = figures(
         workers_lost=1, lost_events=3, slots=slots, functions=[function(max_ns=6 * S)], units=1, jobs=1200
     )
     assert (
         plain(report(summary, "my job.trace.lz4"))
         == """
-pooltrace: 10.0 s, 2 slots busy 50 % of the time: 1,200 jobs, 1 unit, 1,930 items
+pooltrace: 10.0 s, 2 slots busy 60 % of the time: 1,200 jobs, 1 unit, 1,930 items
   ! 1 worker died
   ! 3 events could not be recorded: the trace has gaps
   ! moving data took 25 % of the slots' time: send less per item
-  ! slots waited for work 50 % of the time
+  ! slots waited for work 40 % of the time
   ! one item took 6.00 s of the 10.0 s that a slot lived
 
   function  count   total   median      p99     max
   job.work    100  1.00 s  10.0 ms  30.0 ms  6.00 s
 
   slot time              total  share
-  items                 5.00 s   25 %  #####
+  items                 7.00 s   35 %  #######
   unpickling              0 ns    0 %
   pickling and sending  5.00 s   25 %  #####
-  between them            0 ns    0 %
-  waiting for work      10.0 s   50 %  ##########
+  overhead                0 ns    0 %
+  starting workers        0 ns    0 %
+  waiting for work      8.00 s   40 %  ########
 
-  slot   alive  busy  items  unpickling  pickling, sending  between  waiting
-  1     10.0 s  70 %   40 %         0 %               30 %      0 %     30 %
-  2     10.0 s  30 %   10 %         0 %               20 %      0 %     70 %
+  slot     alive  busy  items  unpickling  sending  overhead  starting  waiting
+  Proc 1  10.0 s  90 %   60 %         0 %     30 %       0 %       0 %     10 %
+  Proc 2  10.0 s  30 %   10 %         0 %     20 %       0 %       0 %     70 %
 
 pooltrace: wrote my job.trace.lz4 (212 kB); to look at it: lz4 -d 'my job.trace.lz4' && go tool trace 'my job.trace'
 """
@@ -113,7 +120,7 @@ def test_golden_no_pool() -> None:
     assert (
         plain(report(summary, "x.trace"))
         == """
-pooltrace: no process pool was used in 1.50 ms
+pooltrace: no multiprocessing.Pool was traced in 1.50 ms
 pooltrace: wrote x.trace (480 bytes); to look at it: go tool trace x.trace
 """
     )
@@ -132,7 +139,7 @@ def test_many_functions_and_slots_are_not_all_shown() -> None:
     assert len(lines) < 50
     assert "  and 88 functions more, 88.0 s in all" in lines
     assert "  and 84 slots between them, busy 9 % to 92 %" in lines
-    shown = [int(line.split()[0]) for line in lines if re.match(r" +\d+ +10\.0 s", line)]
+    shown = [int(line.split()[1]) for line in lines if re.match(r" +Proc \d+ +10\.0 s", line)]
     assert shown == [*range(100, 92, -1), *range(8, 0, -1)]
 
 
@@ -158,7 +165,7 @@ def test_hostile_names_do_not_reach_the_terminal(name: str) -> None:
     text = plain(report(summary, name))
     assert all(c == "\n" or unicodedata.category(c)[0] not in "CZ" or c == " " for c in text)
     shown = coloured(report(summary, name), 200)
-    bare = re.sub(r"\x1b\[[0-9;]*m", "", shown)
+    bare = without_colours(shown)
     assert all(c == "\n" or unicodedata.category(c)[0] not in "CZ" or c == " " for c in bare)
     assert cut(escape(name)) in bare
     if "\x1b" in name:
@@ -174,6 +181,114 @@ def test_wide_and_long_names_are_cut_and_stay_aligned() -> None:
     assert {cells(line) for line in table} == {cells(table[0])}
     assert all(cells(line) < 100 for line in table)
     assert table[2].lstrip().startswith("..aaa")
+
+
+def without_colours(text: str) -> str:
+    return re.sub(r"\x1b\[[0-9;]*m", "", text)
+
+
+@pytest.mark.parametrize("name", ["some.module.with.many.words.SomeClass.some_method_of_it", "模块.函数" * 9, "short"])
+@pytest.mark.parametrize("width", [80, 76])
+def test_a_narrow_terminal_cuts_names_and_no_number(name: str, width: int) -> None:
+    long = [function(name, count=1_234_567, each=65 * S, max_ns=999 * S)]
+    slots = [slot(p, 4000 * S, items=3000 * S, start=S) for p in range(98, 101)]
+    shown = report(figures(functions=long, slots=slots), "x.trace")
+    bare = without_colours(coloured(shown, width))
+    tables = [line for line in bare[bare.index("function") :].splitlines() if line][:-1]
+    assert len(tables) == 2 + 7 + 4
+    assert max(cells(line) for line in tables) <= width
+    for table in shown.tables:
+        for row in table.rows:
+            assert any(line.split()[-len(" ".join(row[1:]).split()) :] == " ".join(row[1:]).split() for line in tables)
+    assert name[-8:].lstrip(".") in bare
+    for least in (1, 20):  # too narrow for the numbers: the terminal wraps them
+        assert without_colours(coloured(shown, least)).count("1,234,567") == 1
+
+
+def test_a_trace_that_is_not_complete() -> None:
+    text = plain(report(figures(), "x.trace", fault="OSError: disk\x1b full"))
+    assert "  ! nothing could be recorded after 10.0 s: the figures are of the time before\n" in text
+    end = "pooltrace: the trace in x.trace is not complete: OSError: disk\\x1b full\n"
+    assert text.endswith(end)
+    assert "wrote" not in text
+
+
+def test_the_size_is_that_of_the_file() -> None:
+    assert "wrote x.trace.lz4 (1.50 kB);" in plain(report(figures(), "x.trace.lz4", written=1500))
+    assert "wrote x.trace.lz4 (0 bytes);" in plain(report(figures(), "x.trace.lz4", written=0))
+
+
+def test_hints_on_starts_and_on_what_is_no_item() -> None:
+    slots = [slot(p, 10 * S, items=2 * S, start=7 * S) for p in (1, 2)]
+    functions = [function("job.initializer", max_ns=6 * S), function(max_ns=S)]
+    shown = report(figures(slots=slots, functions=functions), "x.trace")
+    assert shown.hints == ["starting workers took 70 % of the slots' time: start fewer, or keep one pool"]
+    slots = [slot(p, 10 * S, items=2 * S, start=5 * S) for p in (1, 2)]
+    shown = report(figures(slots=slots, functions=functions), "x.trace")
+    assert shown.hints[1:] == ["slots waited for work 30 % of the time"]  # no word of an item of 6 s
+
+
+# What the figures are of
+
+
+def spend(ns: int) -> None:
+    """Takes so long."""
+    end = time.perf_counter_ns() + ns
+    while time.perf_counter_ns() < end:
+        pass
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_a_start_is_no_unit_and_an_initializer_no_item(method: str) -> None:
+    context = multiprocessing.get_context(method)
+    with (
+        pooltrace.trace(io.BytesIO()),
+        pooltrace.StdPool(2, spend, (30 * MS,), maxtasksperchild=2, context=context) as pool,
+    ):
+        pool.map(spend, [MS] * 12, chunksize=2)  # units for three workers at least
+        pool.close()
+        pool.join()
+    figures = pooltrace.summary()
+    assert figures is not None
+    assert (figures["units"], figures["items"], figures["jobs"]) == (6, 12, 1)
+    (row,) = figures["functions"]
+    starts = row["count"] - 12
+    assert starts >= 3
+    slots = figures["slots"]
+    started, unit, items = (sum(slot[key] for slot in slots) for key in ("start_ns", "unit_ns", "items_ns"))
+    assert started >= starts * 30 * MS
+    assert row["total_ns"] >= starts * 30 * MS + items
+    assert 12 * MS <= items <= unit
+    for slot in slots:
+        assert slot["life_ns"] == slot["start_ns"] + slot["unit_ns"] + slot["idle_ns"]
+    assert "6 units, 12 items" in plain(report(figures, "x.trace"))
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_a_worker_that_never_comes_to_its_start_up_is_starting(older: bool) -> None:
+    with contextlib.ExitStack() as stack:
+        if older:  # then it has had its start-up, and waits
+            stack.enter_context(crew(1))
+        stack.enter_context(pooltrace.trace(io.BytesIO()))
+        if not older:
+            stack.enter_context(crew(1))
+    figures = pooltrace.summary()
+    assert figures is not None
+    (row,) = figures["slots"]
+    assert row["life_ns"] > 0
+    assert (row["start_ns"], row["idle_ns"]) == ((0, row["life_ns"]) if older else (row["life_ns"], 0))
+
+
+def test_of_one_call_all_figures_are_the_same() -> None:
+    with pooltrace.trace(io.BytesIO()), pooltrace.StdPool(1) as pool:
+        for function in (hex, oct, bin, abs):
+            pool.apply(function, (7,))
+    figures = pooltrace.summary()
+    assert figures is not None
+    rows = figures["functions"]
+    assert len(rows) == 4
+    for row in rows:
+        assert row["total_ns"] == row["median_ns"] == row["p99_ns"] == row["max_ns"]
 
 
 def test_ordinary_names_stay_as_they_are() -> None:

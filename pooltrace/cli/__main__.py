@@ -70,6 +70,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     names = argv[:1] if argv and argv[0] in COMMANDS else COMMANDS
     parser = build_parser(names)
+    if "run" in argv[:1]:
+        from pooltrace.cli.run import part_module
+
+        argv = ["run", *part_module(argv[1:])]
     args, unknown = parser.parse_known_args(argv)
     if unknown:
         parser.prog += f" {args.command}"

@@ -22,6 +22,7 @@ from typing import Final
 
 from pooltrace.cli.__main__ import MISUSE, OneLineParser
 from pooltrace.cli.__main__ import main as run
+from pooltrace.cli.run import part_module
 from pooltrace.cli.summary import escape
 from pooltrace.errors import MisuseError
 
@@ -68,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _command(words: list[str]) -> list[str]:
     if words[:1] == ["--"]:
         words = words[1:]
+    words = part_module(words)
     if not words or words == ["-m"]:
         raise MisuseError("no job: name a script after --, or -m and a module (see 'pooltrace-batch --help')")
     if words[0].startswith("-") and words[0] != "-m":

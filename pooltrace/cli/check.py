@@ -1,7 +1,7 @@
 """``pooltrace check FILE``: does Go read this trace, and does it show what was written?
 
 Exit status 0: yes. 1: the trace is broken, cut off or misread; the line on standard error names the event, M and
-generation. 2: there is no trace to check.
+generation. 2: there is no trace to check, or no place for the answer.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
+from pooltrace.cli.output import say
 from pooltrace.errors import BadTraceError
 from pooltrace.format import order, raw
 
@@ -19,8 +20,14 @@ if TYPE_CHECKING:
 
 def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds the command to the command line."""
-    parser = subparsers.add_parser("check", help="check that a trace is whole and in order", description=__doc__)
-    parser.add_argument("file", help="a trace, plain or lz4")
+    parser = subparsers.add_parser(
+        "check",
+        help="check that a trace is whole and in order",
+        description="Check that Go's tools read a trace, and show what was written.",
+        epilog="Exit status: 0 if so; 1 if it is broken, cut off or misread (the line on standard error names event, M "
+        "and generation); 2 if there is no trace to check.",
+    )
+    parser.add_argument("file", metavar="FILE", help="a trace, plain or lz4")
     parser.set_defaults(run=run)
 
 
@@ -30,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
         summary = order.check(args.file)
     except (OSError, BadTraceError) as error:
         return complain(args.file, error)
-    print(f"{args.file}: {describe(summary)}")
+    say(one_line(f"{args.file}: {describe(summary)}"))
     return 0
 
 

@@ -2,7 +2,7 @@
 
 It begins and ends where generations do (one a second, mostly), so that all of the time asked for is in it. Exit status
 0; 1 when the trace is broken or cut off: what is whole of the piece is written all the same; 2 when nothing was
-written. OUT is there as a whole or not at all.
+written, or standard output cannot say so. OUT is there as a whole or not at all.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
 
 from pooltrace.cli.check import complain, count, one_line
+from pooltrace.cli.output import is_same, say
 from pooltrace.errors import BadTraceError, MisuseError
 from pooltrace.format import cut
 from pooltrace.tracer.sink import Sink
@@ -31,7 +32,7 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
         "cut", help="cut a piece out of a trace", description="Cut a piece out of a trace, which stands alone.",
         allow_abbrev=False,
     )  # fmt: skip
-    parser.add_argument("file", help="a trace, plain or lz4")
+    parser.add_argument("file", metavar="FILE", help="a trace, plain or lz4")
     when = "since the trace began, like 90, 1.5s, 20ms, 2m or 1h"
     parser.add_argument("--from", dest="begin", metavar="T", type=_time, help=f"from T on: {when} (default: all)")
     parser.add_argument("--to", dest="end", metavar="T", type=_time, help="up to T, likewise (default: all)")
@@ -59,7 +60,11 @@ def run(args: argparse.Namespace) -> int:
         return complain(args.file, error)
     first, last = borders.generations[piece.first].start, _end(piece)
     number = piece.last - piece.first + 1
-    print(f"{one_line(args.output)}: {count(number, 'generation')}, {_seconds(first)} to {_seconds(last)}")
+    line = f"{one_line(args.output)}: {count(number, 'generation')}, {_seconds(first)} to {_seconds(last)}"
+    if is_same(args.output, 1):
+        print(line, file=sys.stderr)
+    else:
+        say(line)
     if borders.fault is not None and piece.last == len(borders.generations) - 1:
         return complain(args.file, borders.fault)
     return 0

@@ -147,9 +147,34 @@ def _compile(data: bytes, filename: str) -> types.CodeType:
     try:
         code = compile(data, filename, "exec", dont_inherit=True)
     except Exception as error:
+        if isinstance(error, SyntaxError) and not _is_text(data):
+            _leave_to_python(filename)
         _show_without_us(error, frames=None)
         raise
     return code
+
+
+def _is_text(data: bytes) -> bool:
+    import tokenize
+
+    try:
+        data.decode(tokenize.detect_encoding(io.BytesIO(data).readline)[0])
+    except (SyntaxError, ValueError, LookupError):
+        return False
+    return b"\0" not in data
+
+
+def _leave_to_python(filename: str) -> None:
+    """Become the python that says why it cannot read this script: it words that otherwise than compile().
+
+    Returns where that is not possible.
+    """
+    import subprocess
+
+    if sys.executable and os.path.isfile(filename):
+        options: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
+        with contextlib.suppress(OSError):
+            os.execv(sys.executable, [sys.executable, *options, filename])
 
 
 def _set_path0(program: Program) -> None:

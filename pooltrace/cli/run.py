@@ -8,11 +8,12 @@ Here is only when the trace begins and ends:
    out: so ours comes after the one that ends multiprocessing's pools, and python has by then waited for the program's
    threads. The trace is whole however the program ends: by return, exception, ``sys.exit`` or Ctrl-C.
 3. SIGTERM ends a program at once, without exit handlers; so do a hang-up and a limit of CPU time. So we handle them,
-   end the trace, and die by them all the same. A program with a handler of its own has its own way, and what is
-   ignored (by nohup, say) stays ignored. A forked child gets the default back before it runs any code: a worker that
-   is busy in C must die of ``terminate()`` at once, as it does without us.
+   end the trace, give the arena back, and die by them all the same. A program with a handler of its own has its own
+   way, and what is ignored (by nohup, say) stays ignored. A forked child gets the default back before it runs any
+   code: a worker that is busy in C must die of ``terminate()`` at once, as it does without us.
 4. CPython 3.12 and later warn of a fork while there are several threads. Ours are no concern of the program's.
-5. Once the program runs, nothing that goes wrong on our side changes its output or its exit status: it is one line.
+5. A program that traces itself runs unchanged, too: what it records goes into our trace.
+6. Once the program runs, nothing that goes wrong on our side changes its output or its exit status: it is one line.
 """
 
 from __future__ import annotations
@@ -23,14 +24,16 @@ import logging
 import math
 import os
 import signal
+import stat
 import sys
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
 
 from pooltrace.cli import program as programs
+from pooltrace.cli.output import is_same
 from pooltrace.cli.summary import escape, show, write
 from pooltrace.errors import MisuseError, PooltraceError
 from pooltrace.format.spec import DEFAULT_HEADER, HEADERS
@@ -49,7 +52,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         allow_abbrev=False,
         help="run a program with its process pools traced",
         description="Run a Python program as python would, with its process pools traced, and sum up afterwards. "
-        "The exit status is the program's own.",
+        "The exit status is the program's own. SCRIPT may be a directory or a zip file, too; MODULE is found as by "
+        "python -m. All that follows them is the program's.",
     )
     parser.add_argument(
         "-o",
@@ -57,30 +61,53 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="FILE",
         help="where the trace goes; .lz4 at the end of the name compresses it (default: pooltrace-NAME-PID.trace here)",
     )
-    parser.add_argument("--header", choices=list(HEADERS), default=DEFAULT_HEADER, help="version of the trace format")
-    parser.add_argument("--period", metavar="S", type=_seconds, default=1.0, help="seconds a generation (default: 1)")
     parser.add_argument(
-        "-m", dest="module", metavar="MODULE", nargs=argparse.REMAINDER, help="run a module as python -m"
+        "--header",
+        metavar="H",
+        choices=list(HEADERS),
+        default=DEFAULT_HEADER,
+        help=f"version of the trace format, for tools that do not read the newest: {', '.join(HEADERS)} "
+        f"(default: {DEFAULT_HEADER})",
     )
-    parser.add_argument("program", metavar="SCRIPT", nargs=argparse.REMAINDER, help="the program and its arguments")
+    parser.add_argument(
+        "--period",
+        metavar="S",
+        type=_seconds,
+        default=1.0,
+        help="seconds from one part of the trace to the next; a program that is killed loses the last one (default: 1)",
+    )
+    parser.add_argument("-m", dest="module", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    parser.add_argument("program", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     return parser
+
+
+def part_module(words: Sequence[str]) -> list[str]:
+    """The command line with a ``-mMODULE`` of ours, which python takes too, in two words."""
+    words = list(words)
+    at = 0
+    while at < len(words) and words[at].startswith("-") and words[at] not in ("-m", "--"):
+        if words[at].startswith("-m"):
+            return [*words[:at], "-m", words[at][2:], *words[at + 1 :]]
+        at += 2 if words[at] in ("-o", "--output", "--header", "--period") else 1
+    return words
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the program. Whatever it raises, SystemExit too, passes through; our own failures before it return 2."""
     try:
         program = _find(args.module, args.program)
-        path = args.output or f"pooltrace-{program.name}-{os.getpid()}.trace"
-        tracing = Tracing(path, program)
+        tracing = Tracing(args.output or f"pooltrace-{program.name}-{os.getpid()}.trace", program)
+    except PooltraceError as error:
+        return _misuse(str(error))
+    except OSError as error:
+        return _misuse(f"the working directory is not there: {error.strerror}; go to another one")
+    try:
         tracing.start(args.header, args.period)
     except PooltraceError as error:
         return _misuse(str(error))
     except OSError as error:
-        if error.filename in (None, os.path.abspath(path)):
-            return _misuse(
-                f"cannot write the trace to {path!r}: {error.strerror or error}; choose another place with -o"
-            )
-        return _misuse(f"cannot make {error.filename!r}: {error.strerror}; set POOLTRACE_DIR to a writable directory")
+        what = repr(error.filename) if error.filename else "shared memory"
+        return _misuse(f"cannot make {what}: {error.strerror}; set POOLTRACE_DIR to a writable directory with room")
     programs.execute(program)
     return 0
 
@@ -89,22 +116,32 @@ class Tracing:
     """The trace of this process, from just before the program's first line to after its last exit handler."""
 
     def __init__(self, path: str, program: programs.Program) -> None:
-        if program.filename and os.path.exists(path) and os.path.samefile(path, program.filename):
-            raise MisuseError(f"the trace would overwrite the program {path!r}; name another file after -o")
+        if path.endswith(os.sep) or os.path.isdir(path):
+            raise MisuseError(f"{path!r} is a directory; name a file in it after -o")
+        for other, what in ((program.filename, ""), (1, "'s standard output"), (2, "'s standard error")):
+            if is_same(path, other):
+                raise MisuseError(f"{path!r} is the program{what}; name another file after -o")
         self._given = path
         self._path = os.path.abspath(path)
         self._pid = os.getpid()
         self._finishing = False  # main thread only, as all of these
         self._killed_by = 0  # the signal of which we are about to die
+        self._said = False  # any thread: what _say_once says
 
     def start(self, header: str, period: float) -> None:
-        """Open the file and have the program's pools traced. Raises OSError or PooltraceError, then there is none."""
+        """Open the file and have the program's pools traced. Raises PooltraceError, or OSError without an arena."""
         from pooltrace.pool import patch
         from pooltrace.tracer import session
 
         logging.getLogger("pooltrace").propagate = False  # what goes wrong is said once, by _finish
         logging.getLogger("pooltrace").addHandler(logging.NullHandler())
-        session.start(self._path, header=header, period=period)
+        try:
+            session.start(self._path, header=header, period=period)
+        except OSError as error:
+            if error.filename != self._path:
+                raise
+            raise MisuseError(f"cannot write the trace to {self._given!r}: {_reason(error)}") from None
+        session.share(self._say_once)
         _register_first(self._finish)
         patch.install()
         _ignore_our_threads()
@@ -118,18 +155,35 @@ class Tracing:
         if self._finishing or os.getpid() != self._pid:
             return
         self._finishing = True
-        from pooltrace.tracer import session
+        from pooltrace.tracer import arena, session
 
+        fault = ""
         try:
+            session.share(None)
             session.stop()
         except BaseException as error:
-            _say(f"the trace in {self._shown()} is not complete: {_reason(error)}")
+            fault = _reason(error)
         try:
-            show(session.summary() or {}, self._shown())
+            show(session.summary() or {}, self._shown(), self._size(), fault)
         except BaseException as error:
-            _say(f"no summary, the trace is in {self._shown()}: {_reason(error)}")
+            _say(f"no summary, the trace is in {self._shown()}: {fault or _reason(error)}")
         if self._killed_by:
+            arena.discard()
             _die_by(self._killed_by)
+
+    def _say_once(self) -> None:
+        """The program has started a trace of its own."""
+        if not self._said:
+            _say(f"run is tracing already: what the program itself traces goes into {self._shown()}")
+        self._said = True
+
+    def _size(self) -> int | None:
+        """Bytes of the file; None of what has no size."""
+        try:
+            status = os.stat(self._path)
+        except OSError:
+            return None
+        return status.st_size if stat.S_ISREG(status.st_mode) else None
 
     def _shown(self) -> str:
         """The file's name as the user gave it, unless the program has changed its working directory."""
@@ -203,6 +257,8 @@ def _die_by(signum: int) -> None:
 
 
 def _reason(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}; choose another place with -o"
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 

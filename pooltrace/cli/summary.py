@@ -16,6 +16,8 @@ from typing import Any, Final
 
 NAME_CELLS: Final = 44
 """The widest function name; longer ones lose their beginning."""
+LEAST_NAME_CELLS: Final = 12
+"""What is left of a name at least where a terminal is narrow."""
 MOST_FUNCTIONS: Final = 12
 MOST_SLOTS: Final = 16
 BAR_CELLS: Final = 20
@@ -23,7 +25,7 @@ BUSY_ENOUGH: Final = 0.8
 """Slots that are busy less than this share of the time are worth a hint."""
 _BYTES: Final = {"kB": 1e3, "MB": 1e6, "GB": 1e9}
 TOO_MUCH: Final = 0.2
-"""The share of the slots' time from which moving data is worth a hint."""
+"""The share of the slots' time from which moving data, or starting workers, is worth a hint."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class Table:
     rows: list[tuple[str, ...]]
     more: str = ""
     """What was left out, if anything was."""
+    names: bool = False
+    """Whether the first column is of names: only these may be cut."""
 
 
 @dataclass
@@ -113,12 +117,19 @@ def plural(count: int, word: str) -> str:
 # What is said
 
 
-def report(summary: dict[str, Any], where: str) -> Report:
-    """Everything that is worth saying about a trace that went to ``where``."""
+def report(summary: dict[str, Any], where: str, written: int | None = None, fault: str = "") -> Report:
+    """Everything that is worth saying about a trace that went to ``where``.
+
+    ``written``: the size of the file in bytes (default: that of the trace). ``fault``: why the trace is not complete.
+    """
     wall = duration(summary["wall_ns"])
-    result = Report(
-        headline="", end=f"wrote {escape(where)} ({size(summary['bytes'])}); to look at it: {_viewer(where)}"
-    )
+    result = Report(headline="")
+    if fault:
+        result.end = f"the trace in {escape(where)} is not complete: {escape(fault)}"
+        result.warnings.append(f"nothing could be recorded after {wall}: the figures are of the time before")
+    else:
+        written = summary["bytes"] if written is None else written
+        result.end = f"wrote {escape(where)} ({size(written)}); to look at it: {_viewer(where)}"
     lost = summary["workers_lost"]
     if lost:
         result.warnings.append(f"{plural(lost, 'worker')} died")
@@ -126,7 +137,7 @@ def report(summary: dict[str, Any], where: str) -> Report:
         result.warnings.append(f"{plural(summary['lost_events'], 'event')} could not be recorded: the trace has gaps")
     slots = summary["slots"]
     if not slots:
-        result.headline = f"no process pool was used in {wall}"
+        result.headline = f"no multiprocessing.Pool was traced in {wall}"
         return result
     life = sum(slot["life_ns"] for slot in slots)
     busy = percent(sum(slot["unit_ns"] for slot in slots), life)
@@ -157,19 +168,20 @@ def _functions(functions: Sequence[dict[str, Any]]) -> Table:
     more = (
         f"and {plural(len(rest), 'function')} more, {duration(sum(f['total_ns'] for f in rest))} in all" if rest else ""
     )
-    return Table(header, rows, more)
+    return Table(header, rows, more, names=True)
 
 
 def _parts(slots: Iterable[dict[str, Any]]) -> list[tuple[str, float]]:
-    """Where the slots' time went, in the order of a unit's life."""
-    names = ("items_ns", "unpickle_ns", "pickle_ns", "send_ns", "unit_ns", "idle_ns")
+    """Where the slots' time went: in units, and outside of them."""
+    names = ("items_ns", "unpickle_ns", "pickle_ns", "send_ns", "unit_ns", "start_ns", "idle_ns")
     slots = list(slots)
-    items, unpickle, pickle, send, unit, idle = (sum(slot[name] for slot in slots) for name in names)
+    items, unpickle, pickle, send, unit, start, idle = (sum(slot[name] for slot in slots) for name in names)
     return [
         ("items", items),
         ("unpickling", unpickle),
         ("pickling and sending", pickle + send),
-        ("between them", max(0, unit - items - unpickle - pickle - send)),
+        ("overhead", max(0, unit - items - unpickle - pickle - send)),
+        ("starting workers", start),
         ("waiting for work", idle),
     ]
 
@@ -197,10 +209,10 @@ def _slots(slots: Sequence[dict[str, Any]]) -> Table:
     for slot in slots:
         parts = [part for _, part in _parts([slot])]
         shares = [percent(part, slot["life_ns"]) for part in parts]
-        rows.append((f"{slot['p']}", duration(slot["life_ns"]), percent(slot["unit_ns"], slot["life_ns"]), *shares))
-    return Table(
-        ("slot", "alive", "busy", "items", "unpickling", "pickling, sending", "between", "waiting"), rows, more
-    )
+        busy = percent(slot["unit_ns"], slot["life_ns"])
+        rows.append((f"Proc {slot['p']}", duration(slot["life_ns"]), busy, *shares))  # as the viewer calls it
+    header = ("slot", "alive", "busy", "items", "unpickling", "sending", "overhead", "starting", "waiting")
+    return Table(header, rows, more)
 
 
 def _hints(summary: dict[str, Any], slots: Sequence[dict[str, Any]], life: float) -> Iterable[str]:
@@ -211,10 +223,15 @@ def _hints(summary: dict[str, Any], slots: Sequence[dict[str, Any]], life: float
     moving = part["unpickling"] + part["pickling and sending"]
     if moving > TOO_MUCH * life:
         yield f"moving data took {percent(moving, life)} of the slots' time: send less per item"
-    waiting = life - sum(slot["unit_ns"] for slot in slots)
+    starting = part["starting workers"]
+    if starting > TOO_MUCH * life:
+        yield f"starting workers took {percent(starting, life)} of the slots' time: start fewer, or keep one pool"
+    waiting = part["waiting for work"]
     if waiting > (1 - BUSY_ENOUGH) * life:
         yield f"slots waited for work {percent(waiting, life)} of the time"
-        longest, mean = max((entry["max_ns"] for entry in summary["functions"]), default=0), life / len(slots)
+        most = max(slot["items_ns"] for slot in slots)  # what took longer was no item but an initializer
+        longest = max((entry["max_ns"] for entry in summary["functions"] if entry["max_ns"] <= most), default=0)
+        mean = life / len(slots)
         if len(slots) > 1 and summary["items"] > 1 and longest > mean / 2:
             yield f"one item took {duration(longest)} of the {duration(mean)} that a slot lived"
 
@@ -227,17 +244,26 @@ def plain(shown: Report) -> str:
     lines = ["", f"pooltrace: {shown.headline}"]
     lines += [f"  ! {text}" for text in shown.warnings + shown.hints]
     for table in shown.tables:
-        lines += ["", *_aligned(table)]
+        lines += ["", *(f"  {line}" for line in _aligned(table))]
         lines += [f"  {table.more}"] if table.more else []
     return "\n".join([*lines, *([""] if shown.tables else []), f"pooltrace: {shown.end}", ""])
 
 
-def _aligned(table: Table) -> Iterable[str]:
+def _aligned(table: Table, room: int | None = None) -> Iterable[str]:
+    """The header and the rows. In ``room`` columns names are cut, then the gaps are smaller; no number ever is cut."""
     lines = [table.header, *table.rows]
     widths = [max(cells(line[column]) for line in lines) for column in range(len(table.header))]
+    gap = 2
+    over = 0 if room is None else sum(widths) + gap * (len(widths) - 1) - room
+    if over > 0 and table.names:
+        least = min(widths[0], LEAST_NAME_CELLS)
+        widths[0], over = max(least, widths[0] - over), over - (widths[0] - least)
+    if over > 0:
+        gap = 1
     for line in lines:
-        texts = [_pad(text, width, _left(table, column)) for column, (text, width) in enumerate(zip(line, widths))]
-        yield ("  " + "  ".join(texts)).rstrip()
+        first = cut(line[0], widths[0]) if table.names else line[0]
+        texts = [_pad(text, width, _left(table, i)) for i, (text, width) in enumerate(zip((first, *line[1:]), widths))]
+        yield (" " * gap).join(texts).rstrip()
 
 
 def _left(table: Table, column: int) -> bool:
@@ -252,7 +278,6 @@ def _pad(text: str, width: int, left: bool) -> str:
 def coloured(shown: Report, width: int) -> str:
     """The report as text for a terminal of so many columns. The one place that needs rich."""
     from rich.console import Console
-    from rich.table import Table as RichTable
     from rich.text import Text
 
     console = Console(force_terminal=True, width=max(40, width), highlight=False, soft_wrap=False)
@@ -264,13 +289,10 @@ def coloured(shown: Report, width: int) -> str:
                 console.print(Text(f"  ! {text}", style=style))
         for table in shown.tables:
             console.print()
-            grid = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-            for column, header in enumerate(table.header):
-                justify = "left" if _left(table, column) else "right"
-                grid.add_column(header, justify=justify, no_wrap=True, overflow="ellipsis")  # type: ignore[arg-type]
-            for row in table.rows:
-                grid.add_row(*(Text(text) for text in row))
-            console.print(grid)
+            header, *rows = _aligned(table, width)
+            console.print(Text(header, style="bold"), soft_wrap=True)
+            for row in rows:
+                console.print(Text(row), soft_wrap=True)
             if table.more:
                 console.print(Text(f"  {table.more}", style="dim"))
         console.print()
@@ -278,9 +300,9 @@ def coloured(shown: Report, width: int) -> str:
     return capture.get()
 
 
-def show(summary: dict[str, Any], where: str) -> None:
-    """Write the summary to standard error; in colour if that is a terminal."""
-    shown = report(summary, where)
+def show(summary: dict[str, Any], where: str, written: int | None = None, fault: str = "") -> None:
+    """Write the summary to standard error, in colour if that is a terminal. Arguments as of ``report``."""
+    shown = report(summary, where, written, fault)
     stream = sys.__stderr__
     try:
         width = os.get_terminal_size(stream.fileno()).columns if stream is not None and stream.isatty() else 0

@@ -1,8 +1,8 @@
 """One generation: its batches collected, its tables read and checked. No order yet, no state between generations.
 
 The rules are those of Go's ``internal/trace/generation.go``: what Go refuses is refused here. More than that, refused
-here as well: events that the header does not know, a frequency of 0, experimental batches, a 1.26 file that ends within
-a generation of tables alone. What Go accepts but shows wrongly goes to ``misreads``.
+here as well: events that the header does not know, a frequency of 0, experimental batches, a file that ends behind its
+header or within a generation of tables alone. What Go accepts but shows wrongly goes to ``misreads``.
 """
 
 from __future__ import annotations
@@ -199,6 +199,7 @@ def read_generations(batches: BatchReader, misreads: Misreads) -> Iterator[Gener
 def _read_marked(batches: BatchReader, misreads: Misreads) -> Iterator[Generation]:
     """1.26: each generation ends with its own event. Its number may be any other than 0: they wrap."""
     gen: Generation | None = None
+    whole = 0
     for batch in batches:
         if batch.end:
             if gen is None:
@@ -207,7 +208,7 @@ def _read_marked(batches: BatchReader, misreads: Misreads) -> Iterator[Generatio
                 )
             gen.close()
             yield gen
-            gen = None
+            gen, whole = None, whole + 1
             continue
         if batch.gen == 0:
             raise _zero(batch)
@@ -225,6 +226,8 @@ def _read_marked(batches: BatchReader, misreads: Misreads) -> Iterator[Generatio
         raise CutTraceError(
             f"cut off in generation {gen.gen}, before its EndOfGeneration", offset=batches.offset, gen=gen.gen
         )
+    if not whole:
+        raise CutTraceError("cut off behind the header: no generation", offset=batches.offset)
 
 
 def _read_unmarked(batches: BatchReader, misreads: Misreads) -> Iterator[Generation]:
@@ -259,6 +262,8 @@ def _read_unmarked(batches: BatchReader, misreads: Misreads) -> Iterator[Generat
         raise CutTraceError(
             f"cut off in generation {gen.gen}: no Frequency event so far", offset=batches.offset, gen=gen.gen
         )
+    if not gen.batches:
+        raise CutTraceError(f"cut off in generation {gen.gen}: no event so far", offset=batches.offset, gen=gen.gen)
     gen.close()
     yield gen
 

@@ -286,7 +286,11 @@ class TraceReader:
                 summary.last_ns = event.time
         except CutTraceError as error:
             kept = sum(count for row, count in counts.items() if not row.implied)
-            text = f"{error}; whole before that: {summary.generations} generations with {kept} events"
+            words = [
+                f"{n} {what}{'' if n == 1 else 's'}"
+                for n, what in ((summary.generations, "generation"), (kept, "event"))
+            ]
+            text = f"{error}; whole before that: {' with '.join(words)}"
             raise CutTraceError(text, offset=error.offset, gen=error.gen) from None
         finally:
             summary.by_name = {row.name: count for row, count in counts.items() if not row.implied}
@@ -294,9 +298,13 @@ class TraceReader:
             summary.ms, summary.ps = set(state.ms), set(state.ps)
             summary.gs, summary.tasks = state.created, state.tasks_begun
             summary.max_shift, summary.bytes = self.ordering.max_shift, self._batches.offset
+        self.verdict()
+        return summary
+
+    def verdict(self) -> None:
+        """After all events: raises MisreadError if Go shows some of them wrongly."""
         if self.misreads.first is not None:
             raise MisreadError(self.misreads.first, self.misreads.count)
-        return summary
 
 
 def read_events(path: str | os.PathLike[str]) -> Iterator[Event]:

@@ -8,13 +8,20 @@ raises into a pool: where the arena cannot be had, workers run untraced and the 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
+import re
 import shutil
+import stat
 import tempfile
 import threading
+import time
 
 from pooltrace.tracer import _core
+
+_ABANDONED = 24 * 3600  # seconds after which a dead process's directory is of no use to anybody
+_MOST_ENTRIES, _MOST_SWEPT = 10_000, 100  # looked at, and removed, by one process
 
 _log = logging.getLogger("pooltrace")
 _lock = threading.Lock()
@@ -26,14 +33,43 @@ _broken = False  # under _lock: it could not be made, and that was logged
 def _base() -> str:
     chosen = os.environ.get("POOLTRACE_DIR")
     if chosen:
-        return chosen
+        return os.path.abspath(chosen)  # the program may go to another directory
     return "/dev/shm" if os.access("/dev/shm", os.W_OK | os.X_OK) else tempfile.gettempdir()
+
+
+def _sweep(base: str) -> None:
+    """Removes what dead processes of this user have left in ``base``; bounded, and never raises.
+
+    Only what has not changed for 24 hours: what a parent that was killed leaves is not lost before, and may be put
+    together.  A process that only another PID namespace sees looks dead, too: if it is that old, its next workers run
+    untraced.
+    """
+    ours = re.compile(rf"pooltrace-{os.getuid()}-(\d+)-.*", re.DOTALL)
+    swept = 0
+    with contextlib.suppress(OSError), os.scandir(base) as entries:
+        for entry in itertools.islice(entries, _MOST_ENTRIES):
+            found = ours.fullmatch(entry.name)
+            if found and swept < _MOST_SWEPT and _is_abandoned(entry, found[1]):
+                shutil.rmtree(entry.path, ignore_errors=True)
+                swept += 1
+
+
+def _is_abandoned(entry: os.DirEntry[str], pid: str) -> bool:
+    try:
+        status = entry.stat(follow_symlinks=False)
+    except OSError:
+        return False
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or time.time() - status.st_mtime < _ABANDONED:
+        return False
+    return os.path.exists("/proc/self") and not os.path.exists(f"/proc/{pid}")
 
 
 def _create() -> None:
     """Makes directory and mapping.  Raises OSError.  Under _lock."""
     global _directory
-    directory = tempfile.mkdtemp(prefix=f"pooltrace-{os.getuid()}-{os.getpid()}-", dir=_base())
+    base = _base()
+    _sweep(base)
+    directory = tempfile.mkdtemp(prefix=f"pooltrace-{os.getuid()}-{os.getpid()}-", dir=base)
     try:
         _core.arena_create(os.path.join(directory, "arena"))
     except OSError:
@@ -73,6 +109,17 @@ def release() -> None:
             _core.arena_destroy()
             shutil.rmtree(_directory, ignore_errors=True)
             _directory = None
+
+
+def discard() -> None:
+    """For a process that is about to die by a signal: removes its directory; mappings stay as they are.
+
+    Takes no lock, since a signal handler may have interrupted who holds it.  Does nothing in a forked child: the
+    directory is its parent's.
+    """
+    directory = _directory
+    if directory is not None:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 class WorkerTrace:

@@ -67,6 +67,8 @@ class _State:
         self.last_reader: threading.Thread | None = None  # that read last in this trace
         self.pump: threading.Thread | None = None  # of start(), until stop()
         self.own_reader: threading.Thread | None = None  # the same, until all was read: nobody else may read
+        self.nested: Callable[[], None] | None = None  # see share()
+        self.nested_on = False  # a start() without its stop(), while shared
         self.error: BaseException | None = None  # the first one of the sink
         self.summary: dict[str, Any] | None = None
         self.sources: list[Units] = []
@@ -211,29 +213,37 @@ def _throw_away() -> None:
     _finish()
 
 
-def _pump(sink: Sink) -> None:
-    """The reader of start(): from the queue to the sink; the first error ends the file, not the job."""
-    while (data := read_trace()) is not None:
-        with _state.lock:
-            failed = _state.error is not None
-        if failed:
-            continue
+def _pump(sink: Sink, begun: threading.Event) -> None:
+    """The reader of start(): from the queue to the sink; the first error ends the file, not the job.
+
+    ``begun`` is set once something was written, or when nothing will be.
+    """
+    try:
+        while (data := read_trace()) is not None:
+            with _state.lock:
+                failed = _state.error is not None
+            if failed:
+                continue
+            try:
+                sink.write(data)
+                begun.set()
+            except BaseException as error:
+                _failed(error, quietly=sink.opened and not sink.begun)
         try:
-            sink.write(data)
+            sink.close()
         except BaseException as error:
             _failed(error)
-    try:
-        sink.close()
-    except BaseException as error:
-        _failed(error)
+    finally:
+        begun.set()
 
 
-def _failed(error: BaseException) -> None:
+def _failed(error: BaseException, *, quietly: bool = False) -> None:
     with _state.lock:
         first = _state.error is None
         _state.error = _state.error or error
     if first:
-        _log.error("pooltrace: the trace ends here, it cannot be written: %s", error)
+        if not quietly:  # else start() raises it
+            _log.error("pooltrace: the trace ends here, it cannot be written: %s", error)
         _core.stop()  # detached: nobody records any more
 
 
@@ -247,12 +257,18 @@ def start(
     """Starts a trace into a file (an lz4 frame when its name ends in ``.lz4``) or an object with ``write``.
 
     As Go's runtime/trace.Start.  ``header``, ``period`` and ``caller`` as in :func:`start_trace`.  Raises MisuseError
-    during a trace and OSError when the file or the arena cannot be made.
+    during a trace, and OSError when the arena cannot be made, or the file cannot be opened or written to: its first
+    bytes are in it when this returns.  A file that was there before keeps its contents until the trace is on.
     """
     _check(header, period)
     with _state.lock:
-        if _state.phase == "on":
+        nested = _state.nested
+        if _state.nested_on or (_state.phase == "on" and nested is None):
             raise MisuseError("a trace is on already: stop it first")
+        _state.nested_on = nested is not None
+    if nested is not None:
+        nested()
+        return
     sink = Sink(target)
     try:
         start_trace(header=header, period=period, caller=caller)
@@ -260,7 +276,8 @@ def start(
         with contextlib.suppress(Exception):
             sink.close()
         raise
-    pump = threading.Thread(target=_pump, args=(sink,), name="pooltrace-reader", daemon=True)
+    begun = threading.Event()
+    pump = threading.Thread(target=_pump, args=(sink, begun), name="pooltrace-reader", daemon=True)
     with _state.lock:
         _state.pump = _state.own_reader = _state.last_reader = pump
     try:
@@ -274,6 +291,22 @@ def start(
             sink.close()
         raise
     atexit.register(_stop_at_exit)
+    if sink.opened:
+        try:
+            begun.wait()
+        except BaseException:  # a signal's
+            _stop_at_exit()
+            raise
+        if not sink.begun:
+            stop()
+
+
+def share(nested: Callable[[], None] | None) -> None:
+    """For who traces the whole of a program that may do so itself: from now on start() only calls ``nested``, and
+    stop() does nothing.  With None they are what they were: so before the one true stop()."""
+    with _state.lock:
+        _state.nested = nested
+        _state.nested_on = False
 
 
 def stop() -> None:
@@ -282,6 +315,11 @@ def stop() -> None:
     Raises MisuseError when no such trace is on, and the first error that writing met, if there was one.
     """
     with _state.lock:
+        if _state.nested is not None:
+            if not _state.nested_on:
+                raise MisuseError("no trace is on")
+            _state.nested_on = False
+            return
         pump = _state.pump
         if pump is None:
             raise MisuseError("no trace is on")
@@ -333,8 +371,9 @@ def summary() -> dict[str, Any] | None:
 
     Times in ns.  Keys: wall_ns, units, units_cancelled (that never ran), items, jobs, workers_lost, generations,
     events, bytes, lost_events, failed, functions (name, count, total_ns, median_ns, p99_ns, max_ns; the largest total
-    first) and slots (p, life_ns, items_ns, unpickle_ns, pickle_ns, send_ns, unit_ns, idle_ns).  Quantiles are right
-    within 2 %.
+    first) and slots (p, life_ns, start_ns, items_ns, unpickle_ns, pickle_ns, send_ns, unit_ns, idle_ns).  start_ns is
+    from the making of a slot's processes until they are ready: no unit, and an initializer is in functions, but no
+    item.  Quantiles are right within 2 %.
     """
     return _state.summary
 

@@ -1,8 +1,8 @@
-"""Is terminated while each of its workers runs a unit that never ends."""
+"""Gets the signal that its argument names while each of its workers runs a unit that never ends."""
 
 import multiprocessing
 import os
-import signal
+import sys
 import threading
 
 
@@ -17,4 +17,4 @@ if __name__ == "__main__":
     pool.map_async(wait_for_ever, [write, write], chunksize=1)
     os.read(read, 1)
     os.read(read, 1)
-    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), int(sys.argv[1]))

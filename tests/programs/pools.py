@@ -43,11 +43,15 @@ def exit_order(context):
 def main():
     context = multiprocessing.get_context(sys.argv[1])
     what = sys.argv[2]
+    if what == "elsewhere":
+        os.chdir("/")
     if what == "exit-order":
         print(exit_order(context))
         return
     with context.Pool(2) as pool:
-        if what == "map":
+        if what == "elsewhere":
+            print(pool.map(abs, range(20)))
+        elif what == "map":
             print([point.x for point in pool.map(double, [Point(x) for x in range(20)], chunksize=3)])
             print(sorted({type(point) is Point for point in pool.imap_unordered(double, map(Point, range(5)))}))
         elif what == "who":

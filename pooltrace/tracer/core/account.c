@@ -26,7 +26,7 @@ uint64_t agg_quantile(const struct agg *a, double q) {
         seen += a->hist[b];
         if (seen > rank) {
             uint64_t v = bucket_middle(b);
-            return v > a->max ? a->max : v;
+            return v > a->max ? a->max : v < a->min ? a->min : v;
         }
     }
     return a->max;
@@ -59,10 +59,12 @@ void account_region(struct merge *g, struct mst *m, const struct region *r, uint
     struct pst *p = m->kind == KIND_WORKER ? p_get(g, m->p) : NULL;
     if (r->kind == REGION_ITEM) {
         struct agg *a = agg_of(g, r->name);
-        g->items++;
-        if (p) p->item += ns;
+        if (!m->starting) { /* an initializer's call is no item */
+            g->items++;
+            if (p) p->item += ns;
+        }
         if (!a) return;
-        a->count++;
+        if (a->count++ == 0 || ns < a->min) a->min = ns;
         a->total += ns;
         if (ns > a->max) a->max = ns;
         a->hist[bucket_of(ns)]++;
@@ -73,9 +75,37 @@ void account_region(struct merge *g, struct mst *m, const struct region *r, uint
     }
 }
 
+static uint64_t alive_from(const struct merge *g, const struct mst *m) {
+    return m->slot->opened > g->begin_time ? m->slot->opened : g->begin_time;
+}
+
+/* A worker's start-up is a G of its own (pool/worker.py), but no unit of the job's.  What lay between the making of the
+ * process and it is part of the start. */
+void account_begin(struct merge *g, struct mst *m) {
+    m->starting = m->kind == KIND_WORKER && m->start && m->start->n > 0 &&
+                  is_named(m->start->frames[0].function, "pooltrace.pool.worker.main");
+    if (!m->starting) return;
+    struct pst *p = p_get(g, m->p);
+    if (p && m->unit_begin > alive_from(g, m)) p->start += m->unit_begin - alive_from(g, m);
+}
+
+void account_life(struct merge *g, struct mst *m, uint64_t end) {
+    struct pst *p = p_get(g, m->p);
+    uint64_t from = alive_from(g, m);
+    if (m->kind != KIND_WORKER || !p || end <= from) return;
+    p->life += end - from;
+    if (m->slot->opened > g->begin_time && !m->last_unit) p->start += end - from; /* it never came to its start-up */
+}
+
 void account_unit(struct merge *g, struct mst *m, uint64_t end) {
     struct pst *p = p_get(g, m->p);
     if (m->kind != KIND_WORKER) return;
-    g->units++;
-    if (p && end > m->unit_begin) p->unit += end - m->unit_begin;
+    if (!m->starting) g->units++;
+    if (p && end > m->unit_begin) *(m->starting ? &p->start : &p->unit) += end - m->unit_begin;
+}
+
+void account_open(struct merge *g, struct mst *m, uint64_t end) {
+    if (m->gs != GS_RUNNING) return;
+    for (uint32_t i = 0; i < m->nregions; i++) account_region(g, m, &m->regions[i], end);
+    account_unit(g, m, end);
 }

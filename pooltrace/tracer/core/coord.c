@@ -131,11 +131,8 @@ static void end_accounts(void) {
     for (uint32_t i = 0; i < c.n; i++) {
         struct mst *m = c.slots[i]->m;
         if (!m) continue;
-        struct pst *p = p_get(&c.merge, m->p);
-        uint64_t from = c.slots[i]->opened > c.merge.begin_time ? c.slots[i]->opened : c.merge.begin_time;
-        if (p && m->kind == KIND_WORKER && c.merge.end_time > from) p->life += c.merge.end_time - from;
-        if (p && m->kind == KIND_WORKER && m->gs == GS_RUNNING && c.merge.end_time > m->unit_begin)
-            p->unit += c.merge.end_time - m->unit_begin;
+        account_life(&c.merge, m, c.merge.end_time);
+        account_open(&c.merge, m, c.merge.end_time);
         c.merge.lost_events += LOAD(&c.slots[i]->entry->lost) - m->lost_before;
         free(m->out.buf);
         free(m->strs);

@@ -90,6 +90,7 @@ static void g_forget(struct mst *m) {
     m->start = NULL;
     m->gs = GS_NONE;
     m->seq = 0;
+    m->starting = false;
 }
 
 static void g_run(struct mst *m, uint64_t id, struct stk *start, uint64_t t, uint32_t seq) {
@@ -142,10 +143,7 @@ void merge_close_m(struct merge *g, struct mst *m, uint64_t t, const char *lost,
     g_forget(m);
     struct pst *p = p_get(g, m->p);
     if (p && p->by == m) p->by = NULL;
-    if (p && m->kind == KIND_WORKER) {
-        uint64_t from = m->slot->opened > g->begin_time ? m->slot->opened : g->begin_time;
-        if (t > from) p->life += t - from;
-    }
+    account_life(g, m, t);
     g->lost_events += LOAD(&m->slot->entry->lost) - m->lost_before;
     out_flush(g, &m->out);
     m->slot->m = NULL;
@@ -210,6 +208,7 @@ static void unit_begin(struct merge *g, struct mst *m, uint64_t t, uint64_t id, 
     else if (gen != g->gen) g_status(g, &m->out, t, id, NO_M, G_RUNNABLE, start);
     put(g, m, GoGoStart, t, ARRAY(id, 1));
     g_run(m, id, start, t, 1);
+    account_begin(g, m);
 }
 
 /* A worker died with this unit claimed: it may not have come to saying that it began. */

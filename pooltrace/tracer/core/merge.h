@@ -81,6 +81,7 @@ struct mst {              /* one M */
     uint32_t seq;         /* sequenced events of g in this generation */
     uint32_t block_gen;   /* when GS_BLOCKED: in which generation it did */
     uint64_t unit_begin;  /* since when g runs, for the account */
+    bool starting;        /* g is the worker's start-up, for the account */
     struct region *regions; /* owned */
     uint32_t nregions, regions_cap;
     uint32_t skipped;     /* regions that were too many: the ends of these are skipped as well */
@@ -94,14 +95,14 @@ struct pst {              /* one P */
     uint64_t seq;         /* ProcStarts in that generation */
     struct mst *by;       /* the M that has it, borrowed */
     bool is_slot;
-    uint64_t life, unit, item, unpickle, pickle, send; /* ns, for the account */
+    uint64_t life, start, unit, item, unpickle, pickle, send; /* ns, for the account */
 };
 
 #define HIST_SUB 64
 #define HIST_SIZE (59 * HIST_SUB)
 struct agg {              /* one function's items */
     struct str *name;     /* one of its refs */
-    uint64_t count, total, max;
+    uint64_t count, total, min, max;
     uint32_t hist[HIST_SIZE];
 };
 
@@ -170,7 +171,10 @@ struct pst *p_get(struct merge *g, uint64_t p);
 
 /* account.c */
 void account_region(struct merge *g, struct mst *m, const struct region *r, uint64_t end);
+void account_begin(struct merge *g, struct mst *m); /* g has just begun on m */
 void account_unit(struct merge *g, struct mst *m, uint64_t end);
+void account_life(struct merge *g, struct mst *m, uint64_t end); /* m is gone, or the trace over */
+void account_open(struct merge *g, struct mst *m, uint64_t end); /* what m is in when the trace ends */
 uint64_t agg_quantile(const struct agg *a, double q); /* ns */
 
 #endif

@@ -262,10 +262,10 @@ static PyObject *slots_list(struct merge *g) {
     for (uint32_t i = 0; list && i < g->nps; i++) {
         struct pst *p = &g->ps[i];
         if (!p->is_slot) continue;
-        uint64_t life = p->life > p->unit ? p->life : p->unit;
-        PyObject *item = Py_BuildValue("{s:I,s:K,s:K,s:K,s:K,s:K,s:K,s:K}", "p", i, "life_ns", life, "items_ns", p->item,
-                                       "unpickle_ns", p->unpickle, "pickle_ns", p->pickle, "send_ns", p->send, "unit_ns", p->unit,
-                                       "idle_ns", life - p->unit);
+        uint64_t used = p->start + p->unit, life = p->life > used ? p->life : used;
+        PyObject *item = Py_BuildValue("{s:I,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K}", "p", i, "life_ns", life, "start_ns", p->start,
+                                       "items_ns", p->item, "unpickle_ns", p->unpickle, "pickle_ns", p->pickle, "send_ns", p->send,
+                                       "unit_ns", p->unit, "idle_ns", life - used);
         if (!item || PyList_Append(list, item) < 0) Py_CLEAR(list);
         Py_XDECREF(item);
     }
