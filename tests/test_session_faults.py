@@ -324,3 +324,77 @@ def test_a_worker_whose_trace_began_with_a_unit_says_so_once(tmp_path: Path, jud
             assert (figures()["units"], figures()["items"], figures()["lost_events"]) == (3, 6, 0)
     judge(path)
     assert pooltrace.summary() is figures()
+
+
+# --- sinks that stall -----------------------------------------------------------------------------
+
+
+def flood(g: int, count: int) -> int:
+    """In a worker: more than its pipe and the coordinator's backlog hold."""
+    emit.unit_begin(g, 0, None)
+    text = "x" * 1000
+    for _ in range(count):
+        emit.log(0, "key", text)
+    emit.unit_end()
+    emit.idle()
+    return count
+
+
+def test_a_reader_that_stalls_costs_the_job_its_patience_and_the_trace_says_so(tmp_path: Path, judge: Judge) -> None:
+    """Nobody reads while the worker runs: what fits nowhere is lost, and counted in the file; then all is well."""
+    path, count = tmp_path / "t.trace", 60_000
+    with crew(1) as (worker,):
+        start_trace(period=0.01, patience=0.05)
+        pieces = [read_trace()]
+        assert worker.do(flood, emit.new_g(), count) == count
+        assert worker.do(run_unit, emit.new_g(), 0, 3)
+        stop_trace()
+        while (piece := read_trace()) is not None:
+            pieces.append(piece)
+        path.write_bytes(b"".join(piece for piece in pieces if piece))
+        lost = figures()["lost_events"]
+        assert lost > 0
+        with trace(tmp_path / "next.trace"):  # with new patience
+            worker.do(run_unit, emit.new_g(), 0, 3)
+        assert (figures()["items"], figures()["lost_events"]) == (3, 0)
+    judge(tmp_path / "next.trace")
+    order.check(path)
+    kept, told = 0, 0
+    for event in order.read_events(path):
+        if event.name == "UserLog" and event.string("key") == "events lost":
+            told += int(event.string("value").split()[0])
+            assert event.string("value").endswith(f" of M {worker.pid}")
+        kept += event.name == "UserLog" and event.string("key") == "key"
+    assert told == lost
+    assert 0 < count - kept <= lost
+
+
+class Stuck(Nowhere):
+    """Takes the first piece, and then nothing until it is let go."""
+
+    def __init__(self) -> None:
+        self.go = threading.Event()
+        self.taken = 0
+
+    def write(self, data: bytes) -> None:
+        self.taken += 1
+        if self.taken > 1:
+            self.go.wait()
+
+
+def test_a_sink_that_takes_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "STALL", 0.5)
+    sink = Stuck()
+    start(sink)
+    assert session.advance()
+    emit.log(0, "key", "value")
+    with pytest.raises(TimeoutError, match=r"taken nothing for 0\.5 s"):
+        stop()
+    with pytest.raises(MisuseError, match="still takes nothing"):
+        start(Nowhere())
+    sink.go.set()
+    pump = session._state.own_reader
+    if pump is not None:
+        pump.join()
+    with trace(io.BytesIO()):
+        pass

@@ -42,6 +42,7 @@ import logging
 import math
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -53,6 +54,7 @@ _log = logging.getLogger("pooltrace")
 _HEADERS = {"1.22": 22, "1.23": 23, "1.25": 25, "1.26": 26}
 _READ_WAIT = 100_000_000  # ns between looks for a signal
 _LOOK = 0.2  # seconds between looks whether a reader is still there
+STALL = 30.0  # seconds without progress after which stop() gives the file up
 
 Units = Callable[[], list[tuple[int, _core.Stack]]]
 
@@ -70,6 +72,8 @@ class _State:
         self.nested: Callable[[], None] | None = None  # see share()
         self.nested_on = False  # a start() without its stop(), while shared
         self.error: BaseException | None = None  # the first one of the sink
+        self.progress = 0  # pieces that the sink has taken; pump only
+        self.stuck = False  # stop() has given up waiting for the sink
         self.summary: dict[str, Any] | None = None
         self.sources: list[Units] = []
 
@@ -92,7 +96,9 @@ def describe_units(source: Units) -> Callable[[], None]:
     return remove
 
 
-def _check(header: str, period: float) -> int:
+def _check(header: str, period: float, patience: float) -> int:
+    if not (isinstance(patience, (int, float)) and 0 <= patience <= 3600):
+        raise MisuseError(f"patience is a number of seconds from 0 to 3600, not {patience!r}")
     if header not in _HEADERS:
         raise MisuseError(f"there is no header {header!r}: take one of {', '.join(_HEADERS)}")
     if not (isinstance(period, (int, float)) and math.isfinite(period) and 0 <= period <= 3600):
@@ -100,17 +106,22 @@ def _check(header: str, period: float) -> int:
     return _HEADERS[header]
 
 
-def start_trace(*, header: str = "1.26", period: float = 1.0, caller: _core.Stack | None = None) -> None:
+def start_trace(
+    *, header: str = "1.26", period: float = 1.0, patience: float = 5.0, caller: _core.Stack | None = None
+) -> None:
     """Starts tracing; somebody must read with :func:`read_trace`.
 
     ``header`` is the format's version ("1.22", "1.23", "1.25", "1.26"), ``period`` the seconds between generations
-    (0: one after the other), ``caller`` a frame by which viewers call the starting thread (default: its outermost
-    one).  Raises MisuseError during a trace, waits for one that is stopping, and OSError when
+    (0: one after the other), ``patience`` the seconds that a worker waits, in all, for a reader that does not read
+    (after that its events are lost, and counted), ``caller`` a frame by which viewers call the starting thread
+    (default: its outermost one).  Raises MisuseError during a trace, waits for one that is stopping, and OSError when
     the arena cannot be made.
     """
-    number = _check(header, period)
+    number = _check(header, period, patience)
     with _state.lock:
         while _state.phase == "stopping":
+            if _state.stuck:
+                raise MisuseError("the file of the last trace still takes nothing: no other trace can start")
             _check_reader("it has not been read to its end")
             _state.lock.wait(_LOOK)
         if _state.phase == "on":
@@ -124,7 +135,7 @@ def start_trace(*, header: str = "1.26", period: float = 1.0, caller: _core.Stac
         with _state.lock:
             if _state.phase != "off":
                 raise MisuseError("a trace is on already: stop it first")
-            _core.start(number, int(period * 1e9), machine.memory_limit(), caller, units)
+            _core.start(number, int(period * 1e9), int(patience * 1e9), machine.memory_limit(), caller, units)
             _state.phase = "on"
             _state.last_reader = None
             _state.error = None
@@ -169,6 +180,7 @@ def _finish() -> None:
     _state.summary["functions"].sort(key=lambda row: -row["total_ns"])
     _state.phase = "off"
     _state.own_reader = None
+    _state.stuck = False
     arena.release()
     _state.lock.notify_all()
 
@@ -179,11 +191,7 @@ def stop_trace() -> None:
     When the reader is the calling thread itself, it reads the rest afterwards.  Raises MisuseError when no trace is
     on, or when nobody has ever read it or its reader is gone (what was not read is thrown away then).
     """
-    with _state.lock:
-        if _state.phase != "on":
-            raise MisuseError("no trace is on")
-        _state.phase = "stopping"
-    _core.stop()
+    _request_stop()
     with _state.lock:
         if _state.last_reader is None:
             _throw_away()
@@ -193,6 +201,14 @@ def stop_trace() -> None:
         while _state.phase == "stopping":
             _check_reader("its last part is lost")
             _state.lock.wait(_LOOK)
+
+
+def _request_stop() -> None:
+    with _state.lock:
+        if _state.phase != "on":
+            raise MisuseError("no trace is on")
+        _state.phase = "stopping"
+    _core.stop()
 
 
 def _check_reader(what: str) -> None:
@@ -226,6 +242,7 @@ def _pump(sink: Sink, begun: threading.Event) -> None:
                 continue
             try:
                 sink.write(data)
+                _state.progress += 1
                 begun.set()
             except BaseException as error:
                 _failed(error, quietly=sink.opened and not sink.begun)
@@ -252,15 +269,16 @@ def start(
     *,
     header: str = "1.26",
     period: float = 1.0,
+    patience: float = 5.0,
     caller: _core.Stack | None = None,
 ) -> None:
     """Starts a trace into a file (an lz4 frame when its name ends in ``.lz4``) or an object with ``write``.
 
-    As Go's runtime/trace.Start.  ``header``, ``period`` and ``caller`` as in :func:`start_trace`.  Raises MisuseError
-    during a trace, and OSError when the arena cannot be made, or the file cannot be opened or written to: its first
-    bytes are in it when this returns.  A file that was there before keeps its contents until the trace is on.
+    As Go's runtime/trace.Start.  ``header``, ``period``, ``patience`` and ``caller`` as in :func:`start_trace`.  Raises
+    MisuseError during a trace, and OSError when the arena cannot be made, or the file cannot be opened or written to:
+    its first bytes are in it when this returns.  A file that was there before keeps its contents until the trace is on.
     """
-    _check(header, period)
+    _check(header, period, patience)
     with _state.lock:
         nested = _state.nested
         if _state.nested_on or (_state.phase == "on" and nested is None):
@@ -271,7 +289,7 @@ def start(
         return
     sink = Sink(target)
     try:
-        start_trace(header=header, period=period, caller=caller)
+        start_trace(header=header, period=period, patience=patience, caller=caller)
     except BaseException:
         with contextlib.suppress(Exception):
             sink.close()
@@ -312,7 +330,8 @@ def share(nested: Callable[[], None] | None) -> None:
 def stop() -> None:
     """Ends the trace of :func:`start`: when this returns, the file is whole.
 
-    Raises MisuseError when no such trace is on, and the first error that writing met, if there was one.
+    Raises MisuseError when no such trace is on, the first error that writing met, if there was one, and TimeoutError
+    when the file has taken nothing for half a minute.
     """
     with _state.lock:
         if _state.nested is not None:
@@ -327,27 +346,46 @@ def stop() -> None:
     atexit.unregister(_stop_at_exit)
     try:
         if _state.phase == "on":  # else it has ended already, with an error
-            stop_trace()
+            _request_stop()
     except BaseException:  # a signal's, maybe before the core was told: the pump ends with the trace
         _core.stop()
         raise
     finally:
-        pump.join()
+        _await(pump)
     if _state.error is not None:
         raise _state.error
     if _state.summary and _state.summary["failed"]:
         raise InternalError("the trace is cut off: there was no memory for its tables")
 
 
+def _await(pump: threading.Thread) -> None:
+    """Waits for the last piece to be written, as long as there is any progress.  Raises TimeoutError."""
+    seen, since = _state.progress, time.monotonic()
+    while pump.is_alive():
+        pump.join(_LOOK)
+        if _state.progress != seen:
+            seen, since = _state.progress, time.monotonic()
+        elif time.monotonic() - since > STALL:
+            _state.stuck = True
+            raise TimeoutError(f"the trace's file has taken nothing for {STALL:g} s: it is not complete")
+    _state.stuck = False
+
+
 def _stop_at_exit() -> None:
-    with contextlib.suppress(MisuseError):
+    try:
         stop()
+    except MisuseError:
+        pass
+    except Exception as error:
+        _log.error("pooltrace: the trace is not complete: %s", error)
 
 
 @contextlib.contextmanager
-def trace(target: str | os.PathLike[str] | Writable, *, header: str = "1.26", period: float = 1.0) -> Iterator[None]:
+def trace(
+    target: str | os.PathLike[str] | Writable, *, header: str = "1.26", period: float = 1.0, patience: float = 5.0
+) -> Iterator[None]:
     """``with trace(path):`` is start() and stop() with the same arguments.  The child of a fork inside has no trace."""
-    start(target, header=header, period=period)
+    start(target, header=header, period=period, patience=patience)
     pid = os.getpid()
     try:
         yield

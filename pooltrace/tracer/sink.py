@@ -54,7 +54,9 @@ class Sink:
     def write(self, data: bytes) -> None:
         """Writes all of data, to the file itself: a kill loses nothing of it. Raises what the file raises, by name."""
         if self._raw is None:
-            self._file.write(data)
+            while data:  # an unbuffered file takes less than it is given when it is nearly full
+                taken = self._file.write(data)
+                data = data[taken:] if isinstance(taken, int) and 0 < taken < len(data) else b""
             return
         try:
             if not self.begun and stat.S_ISREG(os.fstat(self._raw.fileno()).st_mode):

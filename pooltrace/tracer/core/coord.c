@@ -26,6 +26,8 @@
 
 struct coordinator c = {.wake = -1, .lock = PTHREAD_MUTEX_INITIALIZER};
 
+#define BACKLOG (32u << 20) /* bytes that may wait for the reader before the workers' pipes are left to fill up */
+
 /* ---- the advance ---- */
 static uint64_t resident(uint64_t pid) {
     char path[64], line[128];
@@ -193,8 +195,10 @@ static int poll_timeout(bool due_blocked) {
 static void poll_once(int timeout) {
     struct pollfd *fds = malloc((c.npipes + 1) * sizeof *fds);
     if (!fds) return;
+    bool full = coord_queued() > BACKLOG; /* the reader does not read: let the workers wait, as long as they may */
     fds[0] = (struct pollfd){.fd = c.wake, .events = POLLIN};
-    for (uint32_t i = 0; i < c.npipes; i++) fds[i + 1] = (struct pollfd){.fd = c.pipes[i]->slot->pipe, .events = POLLIN};
+    for (uint32_t i = 0; i < c.npipes; i++)
+        fds[i + 1] = (struct pollfd){.fd = full ? -1 : c.pipes[i]->slot->pipe, .events = POLLIN};
     if (poll(fds, c.npipes + 1, timeout) > 0) {
         uint64_t count;
         if (fds[0].revents && read(c.wake, &count, sizeof count) < 0) count = 0;
@@ -352,6 +356,7 @@ int coord_start(const struct coord_options *o) {
     c.merge.coord_p = p_alloc();
     c.merge.nobody.m = NO_M;
     uint32_t off_gen = word_gen(LOAD(&registry.head->gen)), first = gen_next(off_gen);
+    STORE(&registry.head->patience, o->patience);
     STORE(&registry.head->first_gen, first);
     c.merge.first_gen = first;
     pthread_mutex_lock(&c.lock);

@@ -66,6 +66,7 @@ struct head {           /* page 0 */
     uint64_t pid;       /* creator, once */
     au64 gen;           /* coordinator: the generation in force, stored before any word is moved */
     au64 first_gen;     /* coordinator: of the newest trace, stored before gen is switched on */
+    au64 patience;      /* coordinator: ns that a worker may wait for a full pipe in that trace, stored before it */
 };
 
 struct entry {          /* one M: a control page and its pair of buffers */

@@ -83,6 +83,17 @@ void merge_coord_log(struct merge *g, uint64_t t, const char *key, const char *v
     coord_out(g, t);
 }
 
+/* In the file itself: a log of the coordinator, for the M, or for what no M can be blamed for (m NULL). */
+void merge_losses(struct merge *g, struct mst *m, uint64_t t) {
+    uint64_t now = m ? LOAD(&m->slot->entry->lost) : g->lost_events, *told = m ? &m->lost_told : &g->lost_told;
+    if (now == *told) return;
+    char text[64];
+    int n = m ? snprintf(text, sizeof text, "%llu of M %llu", (unsigned long long)(now - *told), (unsigned long long)m->out.m)
+              : snprintf(text, sizeof text, "%llu", (unsigned long long)(now - *told));
+    *told = now;
+    merge_coord_log(g, t, "events lost", text, (size_t)n);
+}
+
 void merge_coord_cancel(struct merge *g, uint64_t t, uint64_t unit, bool older, struct stk *start) {
     t = coord_proc(g, t);
     if (older) g_status(g, &g->coord, t++, unit, NO_M, G_RUNNABLE, start);
@@ -156,6 +167,9 @@ void merge_open(struct merge *g, uint32_t gen, const struct gen_info *info, stru
 }
 
 void merge_close(struct merge *g, struct slot **slots, uint32_t n) {
+    for (uint32_t i = 0; i < n; i++)
+        if (slots[i]->m) merge_losses(g, slots[i]->m, g->last_time + 1);
+    merge_losses(g, NULL, g->last_time + 1);
     for (uint32_t i = 0; i < n; i++)
         if (slots[i]->m) out_flush(g, &((struct mst *)slots[i]->m)->out);
     out_flush(g, &g->coord);

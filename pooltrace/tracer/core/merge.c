@@ -39,7 +39,7 @@ struct mst *merge_add(struct merge *g, struct slot *s) {
     m->p = s->p;
     m->gen = g->gen;
     m->out.m = LOAD(&s->entry->m);
-    m->lost_before = LOAD(&s->entry->lost);
+    m->lost_before = m->lost_told = LOAD(&s->entry->lost);
     struct pst *p = p_get(g, s->p);
     if (p && s->kind == KIND_WORKER) p->is_slot = true;
     s->m = m;
@@ -137,6 +137,7 @@ void merge_close_m(struct merge *g, struct mst *m, uint64_t t, const char *lost,
             merge_coord_log(g, t, "worker lost", lost, lost_len);
         }
     }
+    merge_losses(g, m, t);
     g_destroy(g, m, t);
     proc_stop(g, m, t);
     while (m->nregions) m->regions[--m->nregions].name->refs--;
@@ -144,7 +145,8 @@ void merge_close_m(struct merge *g, struct mst *m, uint64_t t, const char *lost,
     struct pst *p = p_get(g, m->p);
     if (p && p->by == m) p->by = NULL;
     account_life(g, m, t);
-    g->lost_events += LOAD(&m->slot->entry->lost) - m->lost_before;
+    g->lost_events += m->lost_told - m->lost_before;
+    g->lost_told += m->lost_told - m->lost_before; /* it was said as the M's own */
     out_flush(g, &m->out);
     m->slot->m = NULL;
     free(m->out.buf);

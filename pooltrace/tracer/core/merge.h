@@ -85,7 +85,7 @@ struct mst {              /* one M */
     struct region *regions; /* owned */
     uint32_t nregions, regions_cap;
     uint32_t skipped;     /* regions that were too many: the ends of these are skipped as well */
-    uint64_t lost_before; /* events that its writer had lost before this trace */
+    uint64_t lost_before, lost_told; /* events that its writer had lost before this trace, and when it was last told */
     bool broken;          /* its stream made no sense: nothing more is read from it */
     struct out out;
 };
@@ -127,6 +127,7 @@ struct merge {
     uint64_t slots;       /* as last written with ProcsChange */
     struct agg **aggs;    /* owned */
     uint32_t naggs;
+    uint64_t lost_told;   /* of lost_events */
     uint64_t units, cancelled, items, jobs, lost_workers, events, bytes, generations, lost_events;
     bool over;            /* the last generation is closed: nothing more is written */
     bool failed;          /* no memory: the trace ends at the last whole generation */
@@ -166,6 +167,7 @@ void merge_close(struct merge *g, struct slot **slots, uint32_t n);
 void merge_slots(struct merge *g, uint64_t time, struct slot **slots, uint32_t n); /* ProcsChange if they changed */
 void merge_coord_log(struct merge *g, uint64_t time, const char *key, const char *value, size_t len);
 void merge_coord_cancel(struct merge *g, uint64_t time, uint64_t unit, bool older, struct stk *start);
+void merge_losses(struct merge *g, struct mst *m, uint64_t time); /* says what was lost since it was last said */
 void merge_free(struct merge *g);
 struct pst *p_get(struct merge *g, uint64_t p);
 

@@ -148,13 +148,14 @@ static struct named_unit *named_units(PyObject *list, uint32_t *n) {
 static PyObject *py_start(PyObject *m, PyObject *args) {
     (void)m;
     int header;
-    unsigned long long period, limit;
+    unsigned long long period, patience, limit;
     PyObject *here, *list;
-    if (!PyArg_ParseTuple(args, "iKKO!O!", &header, &period, &limit, &StackType, &here, &PyList_Type, &list)) return NULL;
+    if (!PyArg_ParseTuple(args, "iKKKO!O!", &header, &period, &patience, &limit, &StackType, &here, &PyList_Type, &list))
+        return NULL;
     struct writer *w = writer_get();
     if (!w) return PyErr_NoMemory();
     if (!registry.head || w->kind == KIND_WORKER) return os_error(EINVAL);
-    struct coord_options o = {.header = header, .period = period, .limit = limit, .starter_g = atomic_fetch_add(&next_g, 1)};
+    struct coord_options o = {.header = header, .period = period, .patience = patience, .limit = limit, .starter_g = atomic_fetch_add(&next_g, 1)};
     struct named_unit *units = named_units(list, &o.n_units);
     if (!units) return NULL;
     if (writer_valid(w)) { /* it takes P 0 now: a fresh entry */
@@ -315,7 +316,7 @@ static PyMethodDef methods[] = {
     {"worker_open", py_worker_open, METH_VARARGS, "worker_open(p, read_fd) -> int: an entry for a worker to be. OSError."},
     {"worker_gone", py_worker_gone, METH_VARARGS, "worker_gone(entry, text | None[, g, generation, start]): its process is dead: closes its stream."},
     {"attach", py_attach, METH_VARARGS, "attach(path, entry, write_fd): this thread is that worker. OSError."},
-    {"start", py_start, METH_VARARGS, "start(header, period_ns, limit_bytes, stack, [(g, Stack)]): switches tracing on. OSError."},
+    {"start", py_start, METH_VARARGS, "start(header, period_ns, patience_ns, limit_bytes, stack, [(g, Stack)]): switches tracing on. OSError."},
     {"stop", py_stop, METH_NOARGS, "stop(): closes the last generation; the reader gets the rest."},
     {"join", py_join, METH_NOARGS, "join(): of the coordinator's thread, after the reader is done."},
     {"read", py_read, METH_O, "read(wait_ns) -> bytes | None: the file's next piece; b'' when none came in time."},

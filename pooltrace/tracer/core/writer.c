@@ -21,7 +21,6 @@
 #include <unistd.h>
 
 __thread struct writer *tls_writer;
-#define PATIENCE_NS 5000000000ll
 
 static pthread_key_t thread_end;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
@@ -207,7 +206,7 @@ int writer_open(struct writer *w, struct event *ev, size_t need) {
             t = now_ns();
             if (LOAD(&w->head->gen) != g) continue;
             uint64_t first = LOAD(&w->head->first_gen);
-            if (first != w->trace) w->trace = first, w->patience = PATIENCE_NS;
+            if (first != w->trace) w->trace = first, w->patience = (int64_t)LOAD(&w->head->patience);
         }
         ev->word = word;
         ev->whole = whole;
