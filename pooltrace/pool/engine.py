@@ -33,14 +33,12 @@ from pooltrace.errors import InternalError, MisuseError, PoolBrokenError, PoolTe
 from pooltrace.pool import frames, intake
 from pooltrace.pool.jobs import Job, Outcome, Unit
 from pooltrace.pool.serialize import Serializer, main_is_importable
-from pooltrace.pool.slots import DEPTH, MOST_SENDS, Plan, Process, Slot
+from pooltrace.pool.slots import DEPTH, GIVE_UP, GRACE, MOST_SENDS, Plan, Process, Slot, launch_all
 from pooltrace.pool.waits import Event
 from pooltrace.tracer import arena, emit, session
 
 RUN, CLOSE, TERMINATE = "RUN", "CLOSE", "TERMINATE"
 PARTING = 0.1  # seconds for workers with nothing to do to leave by themselves, before SIGTERM
-GRACE = 5.0  # seconds between SIGTERM and SIGKILL: a worker may have a handler that saves something
-GIVE_UP = 3.0  # seconds after SIGKILL: a process that is still there is in uninterruptible sleep
 PAUSE = 0.5  # seconds before a slot is filled again when starts keep failing
 
 
@@ -53,41 +51,34 @@ class Engine:
         self.jobs: dict[int, Job] = {}  # any thread adds and removes: single operations
         self.fault: Exception | None = None  # set once, before all that waits is given up: no job can succeed any more
         self.finished = Event("waiting for the pool to end")
-        self.processes: list[Process] = []
         self.thread = threading.Thread(target=self._run, name="pooltrace dispatcher", daemon=True)
         self.serializer = Serializer(plan.family, plan.start_method == "fork" or main_is_importable())
         self._pending: deque[Unit] = deque()
         self._asleep = False  # dispatcher: `wake` has to write
         self._poked = False  # any thread: look again before you sleep
+        self.processes: list[Process] = []
         self._failures = 0  # starts that failed, since the last that did not
         self._idle_deaths = 0  # workers that died with nothing to do, since the last answer
         self._slots: list[Slot] = []
-        read_fd, write_fd = os.pipe()
-        self._lifeline = frames.End(write_fd)
-        frames.own(self._lifeline)
-        arena.acquire()
-        try:
-            self._launch_all(plan._replace(lifeline=read_fd), processes)
-        except BaseException:
-            arena.release()
-            frames.disown(self._lifeline)
-            os.close(read_fd)
-            raise
-        self._lifeline_read = frames.End(read_fd)
         self._selector = selectors.DefaultSelector()
         self._waker, self._woken = socket.socketpair()
+        read_fd, write_fd = os.pipe()
+        self._lifeline, self._lifeline_read = frames.End(write_fd), frames.End(read_fd)
+        frames.own(self._selector, self._waker, self._woken, self._lifeline)
         for end in (self._waker, self._woken):
             end.setblocking(False)
-        frames.own(self._selector, self._waker, self._woken)
         self._selector.register(self._woken, selectors.EVENT_READ, None)
-        self._forget_units = session.describe_units(self._units_in_flight)
+        arena.acquire()
         util = importlib.import_module(plan.family + ".util")
-        self._exit_hook = util.Finalize(None, self.terminate, exitpriority=15)  # whatever became of the pool object
+        self._exit_hook = util.Finalize(None, self.terminate, exitpriority=15)  # whatever becomes of the pool object
+        self._forget_units = session.describe_units(self._units_in_flight)
         try:
+            self._slots = launch_all(plan._replace(lifeline=read_fd), processes)
+            self.processes = [slot.process for slot in self._slots if slot.process is not None]
             for slot in self._slots:
                 self._watch(slot)
             self.thread.start()
-        except BaseException:  # no more descriptors or threads; or Ctrl-C while it waits for the thread
+        except BaseException:  # no more processes, descriptors or threads; or Ctrl-C while it waits for the thread
             self._abandon()
             raise
 
@@ -153,29 +144,6 @@ class Engine:
             if slot.process is not None:
                 units.extend(list(slot.inflight))
         return [(unit.g, unit.job.start) for unit in units]
-
-    # -- the pool's maker
-
-    def _launch_all(self, plan: Plan, processes: int) -> None:
-        try:
-            for _ in range(processes):
-                slot = Slot(plan)
-                self._slots.append(slot)
-                self.processes.append(slot.launch())
-        except BaseException:
-            for process in self.processes:
-                if process.exitcode is None:
-                    process.terminate()
-            for process in self.processes:
-                process.join(GRACE)
-                if process.exitcode is None:
-                    process.kill()
-                    process.join(GIVE_UP)
-            for slot in self._slots:
-                if slot.process is not None:
-                    slot.bury(None)
-                slot.free()
-            raise
 
     # -- the dispatcher's thread from here on
 

@@ -22,6 +22,8 @@ from pooltrace.tracer import arena, emit
 
 MOST_SENDS = 5  # of a unit that no worker lived to begin
 DEPTH = 2  # one unit runs, one waits: it can be taken back
+GRACE = 5.0  # seconds between SIGTERM and SIGKILL: a worker may have a handler that saves something
+GIVE_UP = 3.0  # seconds after SIGKILL: a process that is still there is in uninterruptible sleep
 
 
 class Process(Protocol):
@@ -297,3 +299,30 @@ class Slot:
         units = list(self.inflight)
         begun = len(units) - self.claims.left() - self.offered
         return units[:begun], units[begun:]
+
+
+def launch_all(plan: Plan, count: int) -> list[Slot]:
+    """The slots of a new pool, each with its worker; by the thread that makes it. Raises what a start raises: then all
+    that had started are ended."""
+    slots: list[Slot] = []
+    try:
+        for _ in range(count):
+            slot = Slot(plan)
+            slots.append(slot)
+            slot.launch()
+    except BaseException:
+        started = [slot.process for slot in slots if slot.process is not None]
+        for process in started:
+            if process.exitcode is None:
+                process.terminate()
+        for process in started:
+            process.join(GRACE)
+            if process.exitcode is None:
+                process.kill()
+                process.join(GIVE_UP)
+        for slot in slots:
+            if slot.process is not None:
+                slot.bury(None)
+            slot.free()
+        raise
+    return slots
