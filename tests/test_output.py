@@ -30,6 +30,7 @@ def command(good: Path, name: str) -> list[str]:
 def run(words: list[str], to: str, **env: str) -> subprocess.CompletedProcess[str]:
     """Runs the words with a shell's redirection of standard output behind them."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **env}
+    environment.pop("PYTHONUNBUFFERED", None)  # it would leave nothing for the interpreter's end
     line = f'exec "$@" {to}'
     return subprocess.run(["sh", "-c", line, "sh", *words], env=environment, capture_output=True, text=True)
 
