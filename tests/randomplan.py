@@ -112,7 +112,7 @@ def draw(seed: int) -> Plan:
 def _trace(dice: _Dice) -> TracePlan:
     where = ("main", "main", "thread", "clerk")
     period = dice.choice(PERIODS)
-    slow = 0.002 if period == 0.0 else dice.choice((0.0, 0.0, 0.0, 0.005))  # else it had 10,000 generations a second
+    slow = 0.004 if period == 0.0 else dice.choice((0.0, 0.0, 0.0, 0.005))  # else it had 10,000 generations a second
     packed = not slow and dice.maybe(0.2)
     return TracePlan(dice.choice(HEADERS), period, slow, packed, dice.choice(where), dice.choice(where))
 
@@ -129,11 +129,12 @@ def _pool(dice: _Dice, jobs: Iterator[int], numbers: Iterator[int]) -> PoolPlan:
             Trouble(dice.choice(("kill", "kill", "stop")), dice.randrange(3), dice.few(10), dice.few(20))
             for _ in range(dice.few(4))
         ]
+    method = dice.choice(("fork", "fork", *METHODS))
     return PoolPlan(
         face=dice.choice(FACES),
-        method=dice.choice(("fork", *METHODS)),
+        method=method,
         workers=dice.choice((1, 2, 2, 3)),
-        max_tasks=dice.choice((None, None, 1, 3)),
+        max_tasks=dice.choice((None, None, 1, 3) if method == "fork" else (None, None, 10)),  # half a second each
         initializer=dice.choice((None, None, None, "prepare")) if dice.maybe(0.95) else "prepare_badly",
         submitters=submitters,
         troubles=troubles,
