@@ -98,14 +98,15 @@ def draw(seed: int) -> Plan:
     dice = _Dice(seed)
     numbers = iter(range(1, 1 << 30))
     jobs = iter(range(1, 1 << 30))
-    pools = [_pool(dice, jobs, numbers) for _ in range(dice.choice((1, 1, 2)))]
-    traces = [_trace(dice) for _ in range(dice.choice((1, 1, 1, 2, 3, 8)))]
+    storm = dice.maybe(0.25)
+    pools = [_pool(dice, jobs, numbers, storm) for _ in range(dice.choice((1, 1, 2)))]
+    traces = [_trace(dice) for _ in range(dice.choice((8, 12, 16) if storm else (1, 1, 1, 2, 3)))]
     if dice.maybe(0.05):
         traces[-1].stopper = "exit"
     advances = [dice.choice((5, 30, 120)) for _ in range(dice.choice((0, 0, 1, 2)))]
     inline = [_job(dice, jobs, numbers, False) for _ in range(dice.choice((0, 1, 3)))]
     plan = Plan(seed, pools, traces, advances, inline)
-    plan.steps = _steps(dice, plan)
+    plan.steps = _storm(dice, plan) if storm else _steps(dice, plan)
     return plan
 
 
@@ -117,7 +118,7 @@ def _trace(dice: _Dice) -> TracePlan:
     return TracePlan(dice.choice(HEADERS), period, slow, packed, dice.choice(where), dice.choice(where))
 
 
-def _pool(dice: _Dice, jobs: Iterator[int], numbers: Iterator[int]) -> PoolPlan:
+def _pool(dice: _Dice, jobs: Iterator[int], numbers: Iterator[int], storm: bool) -> PoolPlan:
     violent = dice.maybe(0.4)  # items may go wrong
     submitters = [
         [_job(dice, jobs, numbers, violent) for _ in range(dice.randrange(1, 9))]
@@ -129,12 +130,13 @@ def _pool(dice: _Dice, jobs: Iterator[int], numbers: Iterator[int]) -> PoolPlan:
             Trouble(dice.choice(("kill", "kill", "stop")), dice.randrange(3), dice.few(10), dice.few(20))
             for _ in range(dice.few(4))
         ]
-    method = dice.choice(("fork", "fork", *METHODS))
+    method = dice.choice(("fork", "fork", *METHODS) if not storm else ("fork",))
+    few = (1, 1, 3, None) if storm else (None, None, 1, 3)
     return PoolPlan(
         face=dice.choice(FACES),
         method=method,
         workers=dice.choice((1, 2, 2, 3)),
-        max_tasks=dice.choice((None, None, 1, 3) if method == "fork" else (None, None, 10)),  # half a second each
+        max_tasks=dice.choice(few if method == "fork" else (None, None, 10)),  # half a second each
         initializer=dice.choice((None, None, None, "prepare")) if dice.maybe(0.95) else "prepare_badly",
         submitters=submitters,
         troubles=troubles,
@@ -203,6 +205,22 @@ def _steps(dice: _Dice, plan: Plan) -> list[tuple[str, int]]:
     if dice.maybe(0.6):  # all within the traces: begin and end with them
         steps = _traces_around(steps)
     return steps
+
+
+def _storm(dice: _Dice, plan: Plan) -> list[tuple[str, int]]:
+    """Traces that start and stop again and again, while workers come and go."""
+    steps = [("make", i) for i in range(len(plan.pools))] + [("advancer", i) for i in range(len(plan.advances))]
+    inline = iter(range(len(plan.inline)))
+    for i, trace in enumerate(plan.traces):
+        steps.append(("start", i))
+        if dice.maybe(0.5):
+            steps.append(dice.choice((("await", 1), ("advance", dice.few(3)), ("job", next(inline, -1)))))
+        if trace.stopper != "exit":
+            steps.append(("stop", i))
+        if dice.maybe(0.2):
+            steps.append(("await", 1))
+    steps += [("end", i) for i, pool in enumerate(plan.pools) if pool.end != "exit"]
+    return [step for step in steps if step != ("job", -1)]
 
 
 def _traces_around(steps: list[tuple[str, int]]) -> list[tuple[str, int]]:
