@@ -1,0 +1,228 @@
+/* Everything that may happen at the same time, at the same time: for ThreadSanitizer, and for the file's form.
+ *
+ *   main      starts and stops traces, one after the other, with a reader each; period 0 or 1 ms
+ *   engines   each has a slot: opens an entry, lets a worker run units in it, buries it (killed, ended, with a claim)
+ *             and fills the slot again, whether a trace is on or not
+ *   threads   of the parent that come in, write, leave or not, and end
+ *
+ * usage: race_test [-traces N] [-seed N] [-limit S] [-o PREFIX]    the files are PREFIX0.trace, PREFIX1.trace, ...
+ * Exit status: 0 fine, 1 a file is wrong, 2 the test could not be done; ThreadSanitizer has one of its own.
+ */
+#include "actors.h"
+#include "wire.h"
+
+#include <errno.h>
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#define ENGINES 3
+#define SPAWNERS 2
+
+static struct {
+    uint64_t traces, seed;
+    uint32_t limit;
+    const char *out;
+} options = {.traces = 50, .seed = 1, .limit = 300};
+static char arena_path[64];
+static au64 over;     /* the main thread has made its traces */
+static au64 buried, ended_threads;
+
+/* ---- workers and their burial ---- */
+struct engine {
+    uint32_t number;
+    uint64_t random;
+    uint64_t p;
+    struct actor worker;
+    uint64_t last_g;
+    uint32_t name_gen; /* in which the item's name is defined in the worker's stream */
+};
+
+static void unit(struct engine *e, struct writer *w) {
+    uint64_t g = e->last_g = atomic_fetch_add(&next_g, 1), begin[3] = {g, 0, 0};
+    while (!writer_off_state(w, PT_STATE_RUN | ((uint32_t)g & PT_UNIT_MASK)))
+        if (w->detached || say(w, OP_BEGIN, begin, 3)) break;
+    for (uint32_t n = random_below(&e->random, 40); n > 0; n--)
+        if (say_region(w, &e->name_gen, REGION_ITEM, "item")) say(w, OP_REGION_END, NULL, 0);
+}
+
+static void unit_over(struct writer *w) {
+    while (!writer_off_state(w, PT_STATE_IDLE))
+        if (w->detached || say(w, OP_END, NULL, 0)) break;
+    say(w, OP_IDLE, NULL, 0);
+}
+
+static void *worker_life(void *arg) {
+    struct engine *e = arg;
+    struct actor *a = &e->worker;
+    worker_attach(a, arena_path, false);
+    e->name_gen = 0;
+    e->last_g = 0;
+    for (uint32_t units = random_below(&e->random, 30); units > 0; units--) {
+        unit(e, a->w);
+        if (random_below(&e->random, 20) == 0) break; /* killed at work */
+        unit_over(a->w);
+        if (random_below(&e->random, 10) == 0) usleep(random_below(&e->random, 500));
+    }
+    worker_detach(a);
+    return NULL;
+}
+
+static void *engine(void *arg) {
+    struct engine *e = arg;
+    while (!LOAD(&over)) {
+        pthread_t life;
+        gil_take();
+        worker_open(&e->worker, e->p);
+        gil_drop();
+        if (pthread_create(&life, NULL, worker_life, e)) die("pthread_create");
+        pthread_join(life, NULL);
+        uint32_t how = random_below(&e->random, 3);
+        struct named_unit claimed = {.g = how == 2 && e->last_g ? e->last_g : atomic_fetch_add(&next_g, 1), .function = "f", .function_len = 1,
+                                     .file = "f.c", .file_len = 3, .line = 1};
+        coord_gone(e->worker.slot, how ? "was killed by SIGKILL" : NULL, how ? &claimed : NULL, 0);
+        atomic_fetch_add(&buried, 1);
+    }
+    return NULL;
+}
+
+/* ---- threads of the parent ---- */
+static void *thread_life(void *arg) {
+    uint64_t random = (uint64_t)(uintptr_t)arg;
+    gil_take();
+    struct writer *w = writer_get();
+    for (int calls = (int)random_below(&random, 4); w && calls > 0; calls--) {
+        if (!writer_valid(w) && !writer_register(w, false)) die("writer_register");
+        uint64_t g = atomic_fetch_add(&next_g, 1), first = LOAD(&w->head->first_gen), made[3] = {0, 0, 0};
+        if (w->in_first != first || first == 0) {
+            if (!say(w, OP_ENTER, &g, 1)) break;
+            w->in_first = first;
+        }
+        for (uint32_t n = random_below(&random, 100); n > 0; n--) {
+            made[0] = atomic_fetch_add(&next_g, 1);
+            say(w, OP_CREATE, made, 3);
+        }
+        if (random_below(&random, 2) && say(w, OP_LEAVE, NULL, 0)) w->in_first = 0;
+        gil_drop();
+        usleep(random_below(&random, 300));
+        gil_take();
+    }
+    gil_drop();
+    return NULL;
+}
+
+static void *spawner(void *arg) {
+    uint64_t random = (uint64_t)(uintptr_t)arg;
+    while (!LOAD(&over)) {
+        pthread_t life;
+        if (pthread_create(&life, NULL, thread_life, (void *)(uintptr_t)random_below(&random, 1u << 30))) die("pthread_create");
+        pthread_join(life, NULL);
+        atomic_fetch_add(&ended_threads, 1);
+    }
+    return NULL;
+}
+
+/* ---- traces ---- */
+struct reading {
+    struct wire wire;
+    FILE *out;
+};
+
+static void *read_all(void *arg) {
+    struct reading *r = arg;
+    uint8_t *bytes;
+    size_t len;
+    int what;
+    while ((what = coord_read(&bytes, &len, 100000000)) != READ_END) {
+        if (what != READ_DATA) continue;
+        wire_feed(&r->wire, bytes, len);
+        if (r->out && fwrite(bytes, 1, len, r->out) != len) die("write");
+        free(bytes);
+    }
+    wire_end(&r->wire);
+    return NULL;
+}
+
+struct totals {
+    uint64_t generations, events, errors, lost;
+};
+
+static void one_trace(uint64_t number, uint64_t *random, struct totals *t) {
+    static const int headers[] = {26, 26, 25, 23, 22};
+    int header = headers[random_below(random, 5)];
+    struct reading r = {0};
+    char path[300];
+    pthread_t reader;
+    wire_init(&r.wire, header);
+    snprintf(path, sizeof path, "%s%llu.trace", options.out ? options.out : "", (unsigned long long)number);
+    if (options.out && !(r.out = fopen(path, "wb"))) die(path);
+    gil_take();
+    start_trace(header, random_below(random, 2) ? 0 : 1000000);
+    gil_drop();
+    if (pthread_create(&reader, NULL, read_all, &r)) die("pthread_create");
+    usleep(random_below(random, 20000));
+    gil_take();
+    say(writer_get(), OP_CREATE, (uint64_t[]){atomic_fetch_add(&next_g, 1), 0, 0}, 3);
+    if (random_below(random, 2)) {
+        gil_drop();
+        coord_advance(1000000000);
+        gil_take();
+    }
+    coord_stop_request();
+    gil_drop();
+    while (!coord_stopped(1000000000)) {}
+    pthread_join(reader, NULL);
+    coord_join();
+    gil_take();
+    t->generations += r.wire.generations;
+    t->events += r.wire.events;
+    t->lost += coord_merge()->lost_events;
+    t->errors += r.wire.errors + coord_merge()->failed;
+    gil_drop();
+    if (r.wire.errors) fprintf(stderr, "trace %llu (1.%d): %s\n", (unsigned long long)number, header, r.wire.error);
+    if (r.out && fclose(r.out)) die(path);
+    wire_free(&r.wire);
+    usleep(random_below(random, 2000));
+}
+
+static void options_read(int argc, char **argv) {
+    for (int i = 1; i < argc; i += 2) {
+        uint64_t value = i + 1 < argc ? strtoull(argv[i + 1], NULL, 10) : 0;
+        if (i + 1 < argc && !strcmp(argv[i], "-traces")) options.traces = value;
+        else if (i + 1 < argc && !strcmp(argv[i], "-seed")) options.seed = value;
+        else if (i + 1 < argc && !strcmp(argv[i], "-limit")) options.limit = (uint32_t)value;
+        else if (i + 1 < argc && !strcmp(argv[i], "-o")) options.out = argv[i + 1];
+        else {
+            fputs("usage: race_test [-traces N] [-seed N] [-limit S] [-o PREFIX]\n", stderr);
+            exit(2);
+        }
+    }
+}
+
+int main(int argc, char **argv) {
+    options_read(argc, argv);
+    alarm(options.limit);
+    if ((errno = arena_open_temp(arena_path, sizeof arena_path))) die(arena_path);
+    unlink(arena_path); /* everybody is in this process */
+    pthread_t engines[ENGINES], spawners[SPAWNERS];
+    static struct engine e[ENGINES];
+    for (uint32_t i = 0; i < ENGINES; i++) {
+        e[i] = (struct engine){.number = i, .random = options.seed * 100 + i, .p = p_alloc()};
+        if (pthread_create(&engines[i], NULL, engine, &e[i])) die("pthread_create");
+    }
+    for (uint32_t i = 0; i < SPAWNERS; i++)
+        if (pthread_create(&spawners[i], NULL, spawner, (void *)(uintptr_t)(options.seed * 100 + 50 + i))) die("pthread_create");
+    uint64_t random = options.seed;
+    struct totals t = {0};
+    for (uint64_t i = 0; i < options.traces; i++) one_trace(i, &random, &t);
+    STORE(&over, 1);
+    for (uint32_t i = 0; i < ENGINES; i++) pthread_join(engines[i], NULL);
+    for (uint32_t i = 0; i < SPAWNERS; i++) pthread_join(spawners[i], NULL);
+    printf("race_test: seed %llu: %llu traces, %llu generations, %llu events, %llu workers buried, %llu threads ended, %llu lost, "
+           "%llu errors\n",
+           (unsigned long long)options.seed, (unsigned long long)options.traces, (unsigned long long)t.generations,
+           (unsigned long long)t.events, (unsigned long long)LOAD(&buried), (unsigned long long)LOAD(&ended_threads),
+           (unsigned long long)t.lost, (unsigned long long)t.errors);
+    return t.errors || t.lost;
+}

@@ -1,0 +1,115 @@
+"""The C core without Python: the switch test and its negative control, everything at once, and the fuzz targets.
+
+Short forms of what scripts/nightly runs for hours; built here with cc, from the sources beside the tests.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pooltrace.format.order import Summary
+
+ROOT = Path(__file__).resolve().parent.parent
+FUZZ = ROOT / "scripts" / "fuzz"
+SECONDS = 300
+Judge = Callable[[str | os.PathLike[str]], Summary]
+
+
+def need(command: str) -> None:
+    if shutil.which(command) is None:
+        text = f"no {command} here"
+        if os.environ.get("POOLTRACE_CI"):
+            pytest.fail(text)
+        pytest.skip(text)
+
+
+def run(*command: object, status: int = 0) -> str:
+    """Runs a program; its standard output. Fails if it ends with another status."""
+    env = os.environ | {"FUZZ_ENGINE": "own", "PYTHON": sys.executable}
+    done = subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, env=env, timeout=SECONDS, check=False
+    )
+    print(done.stdout, done.stderr, sep="")
+    assert done.returncode == status, f"{command[0]} ended with status {done.returncode}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Builds a native test, once for each set of flags."""
+    need(os.environ.get("CC", "cc").split()[0])
+    folder = tmp_path_factory.mktemp("native")
+    made: dict[tuple[str, ...], Path] = {}
+
+    def once(target: str, *flags: str) -> Path:
+        out = made.get((target, *flags))
+        if out is None:
+            out = made[(target, *flags)] = folder / f"{target}-{len(made)}"
+            run(FUZZ / "build", target, out, *flags)
+        return out
+
+    return once
+
+
+def count(word: str, text: str) -> int:
+    found = re.search(rf"(\d+) {word}", text)
+    assert found
+    return int(found[1])
+
+
+@pytest.mark.parametrize("workers", [["-workers", 3, "-threads", 1], ["-in-threads"]], ids=["processes", "threads"])
+def test_no_event_is_lost_over_many_switches(build: Callable[..., Path], workers: list[object]) -> None:
+    said = run(build("switch_test"), "-switches", 2000, "-ahead", 20000, *workers)
+    assert count("switches", said) >= 2000
+    assert count("events", said) > 10_000
+    assert count("errors", said) == 0
+
+
+def test_a_publication_that_is_broken_on_purpose_is_found(build: Callable[..., Path]) -> None:
+    """The negative control: the switch test fails when a plain store takes the compare-and-swap's place."""
+    said = run(build("switch_test", "plain", "-DPT_BROKEN_PUBLISH"), "-switches", 2000, "-ahead", 20000, status=1)
+    assert count("errors", said) > 0
+
+
+def test_a_trace_of_many_switches_is_in_order(build: Callable[..., Path], tmp_path: Path, judge: Judge) -> None:
+    run(build("switch_test"), "-switches", 60, "-ahead", 2000, "-o", tmp_path / "switches.trace")
+    assert judge(tmp_path / "switches.trace").generations >= 60
+
+
+def test_starts_stops_burials_and_ends_at_the_same_time(
+    build: Callable[..., Path], tmp_path: Path, judge: Judge
+) -> None:
+    said = run(build("race_test"), "-traces", 4, "-o", f"{tmp_path}/")
+    assert count("errors", said) == count("lost", said) == 0
+    for i in range(4):
+        judge(tmp_path / f"{i}.trace")
+
+
+@pytest.mark.parametrize("target", ["fuzz_merge", "fuzz_gather", "fuzz_raw"])
+def test_fuzz_targets_find_nothing_in_a_few_seconds(
+    target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need(os.environ.get("CC", "cc").split()[0])
+    monkeypatch.setenv("FUZZ_KEEP", str(tmp_path))
+    said = run(FUZZ / "run", target, 3)
+    assert count("executions", said) > 100
+    assert "nothing wrong" in said
+
+
+def test_the_seeds_are_those_that_their_generator_makes(tmp_path: Path) -> None:
+    copy = tmp_path / "fuzz"
+    copy.mkdir()
+    shutil.copy(FUZZ / "make_seeds.py", copy)
+    run(sys.executable, copy / "make_seeds.py")
+    for folder in ("fuzz_merge", "fuzz_gather"):
+        made = {path.name: path.read_bytes() for path in (copy / "seeds" / folder).iterdir()}
+        kept = {path.name: path.read_bytes() for path in (FUZZ / "seeds" / folder).iterdir()}
+        assert {name: kept.get(name) for name in made} == made  # there may be more: what was found once
