@@ -308,6 +308,8 @@ static void reset(void) {
     c.pipes = NULL;
     c.n = c.cap = c.npipes = 0;
     c.list_serial = 0;
+    free_blocks(c.held); /* of a generation that never came */
+    free_blocks(c.queue);
     c.held = NULL;
     c.held_tail = &c.held;
     c.queue = NULL;

@@ -62,6 +62,7 @@ extern struct coordinator c;
 
 /* queue.c */
 void wake(void);
+void free_blocks(struct block *b);
 void sink(void *arg, const uint8_t *bytes, size_t len);
 bool wait_until(uint64_t deadline); /* on c.cond, under c.lock; false: time is up */
 

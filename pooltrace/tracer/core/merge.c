@@ -354,21 +354,21 @@ static bool step(struct merge *g, struct mst *m, uint8_t op, uint64_t t, const u
 
 static bool one(struct merge *g, struct mst *m, const uint8_t **p, const uint8_t *end, uint64_t now) {
     uint8_t op = *(*p)++;
-    uint64_t a[4] = {0}, dt;
+    uint64_t a[4] = {0}, dt, t;
     if (op == OP_STRING) return define_string(g, m, p, end);
     if (op == OP_STACK) return define_stack(g, m, p, end);
-    if (op == OP_TIME) return get_varint(p, end, &m->in_time);
+    if (op == OP_TIME) return get_varint(p, end, &t) && (t > now ? false : (m->in_time = t, true));
     if (op >= OP_MAX || !get_varint(p, end, &dt)) return false;
     for (int i = 0; i < arg_counts[op]; i++)
         if (!get_varint(p, end, &a[i])) return false;
+    if (m->in_time > now || dt > now - m->in_time) return false; /* it would move all that comes after it */
     m->in_time += dt;
-    if (m->in_time > now + 1000000000u) return false; /* it would move all that comes after it */
     return step(g, m, op, m->in_time, a, p, end);
 }
 
 void merge_feed(struct merge *g, struct mst *m, const uint8_t *p, uint32_t len) {
     const uint8_t *end = p + len;
-    uint64_t now = now_ns();
+    uint64_t now = now_ns() + 1000000000u; /* the clocks of two cores may be apart */
     if (!m->out.m) m->out.m = LOAD(&m->slot->entry->m);
     while (p < end && !m->broken && !g->failed)
         if (!one(g, m, &p, end, now)) {

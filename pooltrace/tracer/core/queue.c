@@ -31,6 +31,14 @@ bool coord_push(struct slot *s, uint32_t gen, uint32_t block, const uint8_t *dat
     return ok;
 }
 
+void free_blocks(struct block *b) {
+    while (b) {
+        struct block *next = b->next;
+        free(b);
+        b = next;
+    }
+}
+
 /* ---- the queue to the reader ---- */
 void sink(void *arg, const uint8_t *bytes, size_t len) {
     (void)arg;
