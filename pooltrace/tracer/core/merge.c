@@ -127,7 +127,7 @@ void merge_running(struct merge *g, struct mst *m, uint64_t unit, struct stk *st
 
 void merge_close_m(struct merge *g, struct mst *m, uint64_t t, const char *lost, size_t lost_len) {
     if (t <= m->in_time) t = m->in_time + 1;
-    if (lost) {
+    if (lost && !g->over) { /* after the last generation it is no loss of this trace */
         g->lost_workers++;
         if (m->gs == GS_RUNNING) {
             struct str *key = str_get(g, (const uint8_t *)"worker lost", 11);
