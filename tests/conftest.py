@@ -25,11 +25,14 @@ def judge(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str | os.PathLi
     """Checks a trace: our ordering check and Go's reader accept it, and read the same events at the times written.
 
     The same holds of a piece that is cut out of it at a random border. Returns the counts. Without Go the first half is
-    still done, then the test is skipped (or fails, with POOLTRACE_CI=1).
+    still done, then the test is skipped (or fails, with POOLTRACE_CI=1). Under a sanitizer (scripts/sanitize) the first
+    half is all.
     """
 
     def check_and_compare(path: str | os.PathLike[str]) -> Summary:
         summary = order.check(path)
+        if os.environ.get("POOLTRACE_SANITIZER"):
+            return summary  # it is the writing that is looked at, and Python is slow there
         gotool.require_go()
         gotool.compare(path)
         pieces.cut_somewhere(path, Path(tmp_path_factory.mktemp("piece")))

@@ -77,7 +77,7 @@ void worker_detach(struct actor *a) {
 }
 
 struct slot *start_trace(int header, uint64_t period) {
-    struct coord_options o = {.header = header, .period = period, .starter_g = atomic_fetch_add(&next_g, 1)};
+    struct coord_options o = {.header = header, .period = period, .patience = 60000000000u, .starter_g = atomic_fetch_add(&next_g, 1)};
     o.start = (struct named_unit){.g = o.starter_g, .function = "main", .file = "native.c", .function_len = 4, .file_len = 8};
     struct writer *w = writer_get();
     if (!w) die("writer_get");
