@@ -314,7 +314,9 @@ static void reset(void) {
     c.held_tail = &c.held;
     c.queue = NULL;
     c.queue_tail = &c.queue;
+    pthread_mutex_lock(&c.lock);
     c.stop = c.stopped = c.accepting = false;
+    pthread_mutex_unlock(&c.lock);
     c.advances = c.advances_wanted = 0;
     c.early = false;
     c.switched = 0;
