@@ -27,6 +27,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 TESTS = Path(__file__).resolve().parent.parent / "tests"
+sys.path.insert(0, str(TESTS))
+
+import gotool  # noqa: E402 - one of the tests' modules
+
 TOLD = 3.0  # seconds in which processes that hang have to tell their stacks
 MOST_SAID = 300  # characters of a failure in its line
 
@@ -137,6 +141,11 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, default=Path("random-failures"), help="where failures are kept")
     parser.add_argument("--timeout", type=float, default=120.0, help="seconds for one program, and for its judge (120)")
     options = parser.parse_args()
+    try:
+        os.environ["POOLTRACE_GOTRACE"] = str(gotool.gotrace())  # found once, not by each judge
+    except gotool.NoGo as error:
+        print(error, file=sys.stderr)
+        return 2
     first = options.seed if options.seed is not None else random.SystemRandom().randrange(1, 1 << 31)
     print(f"{options.count} random programs from --seed {first}", flush=True)
     seeds = [first + i for i in range(options.count) for _ in range(options.again)]

@@ -51,7 +51,10 @@ def find_go() -> tuple[Path, Path | None]:
 
 
 def go_env(root: Path | None, scratch: str) -> dict[str, str]:
-    """An environment in which go neither asks the network nor writes outside of ``scratch``."""
+    """An environment in which go neither asks the network nor writes outside of ``scratch``, nor after it has ended."""
+    telemetry = Path(scratch) / "go" / "telemetry"  # else a child of go's outlives it and writes there
+    telemetry.mkdir(parents=True, exist_ok=True)
+    (telemetry / "mode").write_text("off")
     env = {name: value for name, value in os.environ.items() if not name.startswith(("GO", "CGO_"))}
     env |= {
         "GOPROXY": "off",

@@ -204,6 +204,8 @@ def _steps(dice: _Dice, plan: Plan) -> list[tuple[str, int]]:
         lines = [rest for rest in lines if rest]
     if dice.maybe(0.6):  # all within the traces: begin and end with them
         steps = _traces_around(steps)
+    if dice.maybe(0.2):  # what asks for advances does not know whether there is a trace
+        steps.sort(key=lambda step: step[0] != "advancer")
     return steps
 
 
