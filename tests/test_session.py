@@ -576,6 +576,12 @@ def test_threads_that_come_and_go_while_traces_start_and_stop(tmp_path: Path, ju
     assert again == first + 1
 
 
+def test_without_a_trace_there_is_no_advance() -> None:
+    assert not session.advance(3600.0)
+    code = "from pooltrace.tracer import session; assert not session.advance(3600.0)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_exit_without_stop_leaves_a_whole_trace(tmp_path: Path, judge: Judge) -> None:
     path = tmp_path / "t.trace"
     code = f"import pooltrace; from pooltrace.tracer import emit; pooltrace.start({str(path)!r}); emit.log(0, 'a', 'b')"

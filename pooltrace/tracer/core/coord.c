@@ -426,7 +426,7 @@ bool coord_advance(uint64_t wait_ns) {
     uint64_t wanted = c.advances + 1;
     if (c.advances_wanted < wanted) c.advances_wanted = wanted;
     wake();
-    while (c.advances < wanted && !c.stopped && wait_until(deadline)) {}
+    while (c.accepting && c.advances < wanted && wait_until(deadline)) {} /* without a trace there is none to wait for */
     bool done = c.advances >= wanted;
     pthread_mutex_unlock(&c.lock);
     return done;
