@@ -8,7 +8,7 @@ import signal
 import statistics
 import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -151,6 +151,27 @@ def test_units_that_never_run_are_ended(header: str, way: str, tmp_path: Path, j
     assert figures["units_cancelled"] == cancelled
     assert count == cancelled + (way == "terminate")
     assert alive == set()
+
+
+def test_a_unit_that_comes_after_the_end_of_its_pool_is_ended(tmp_path: Path, judge: Judge) -> None:
+    """The feeder of an imap may get an item, and make a unit of it, when nobody takes units any more."""
+    path, go = tmp_path / "t.trace", threading.Event()
+
+    def numbers() -> Iterator[int]:
+        yield 0
+        go.wait()
+        yield 1
+
+    with pooltrace.trace(path):
+        pool = pool_of("multiprocessing", "fork", 1)
+        assert next(pool.imap(note, numbers())).number == 0
+        (feeder,) = (thread for thread in threading.enumerate() if thread.name == "pooltrace feeder")
+        pool.terminate()
+        pool.join()
+        go.set()
+        feeder.join()
+    judge(path)
+    assert left_alive(path) == (2, set())
 
 
 @pytest.mark.parametrize("older", [False, True])

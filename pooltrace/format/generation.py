@@ -1,8 +1,10 @@
 """One generation: its batches collected, its tables read and checked. No order yet, no state between generations.
 
 The rules are those of Go's ``internal/trace/generation.go``: what Go refuses is refused here. More than that, refused
-here as well: events that the header does not know, a frequency of 0, experimental batches, a file that ends behind its
-header or within a generation of tables alone. What Go accepts but shows wrongly goes to ``misreads``.
+here as well: events that the header does not know, a frequency of 0, experimental batches, a table or clock batch that
+ends before an argument (Go takes it for the end of the file), a frame without its strings whose PC another frame has,
+a file that ends behind its header or, in 1.26, within a generation of tables alone. What Go accepts but shows wrongly
+goes to ``misreads``.
 """
 
 from __future__ import annotations

@@ -99,6 +99,17 @@ class Engine:
 
     # -- any thread
 
+    def cancel_inbox(self) -> None:
+        """Of units that came when nobody takes any more: by the dispatcher, and by who put them there."""
+        emit.enter()
+        try:
+            while True:
+                self.inbox.popleft().cancel()
+        except IndexError:
+            pass
+        finally:
+            emit.leave()
+
     def queued(self) -> int:
         """Units that wait in the parent."""
         return len(self.inbox) + len(self._pending)
@@ -321,8 +332,7 @@ class Engine:
         """Of the units that wait in the parent."""
         while self._pending:
             self._pending.popleft().cancel()
-        while self.inbox:
-            self.inbox.popleft().cancel()
+        self.cancel_inbox()
 
     def _take_back(self) -> bool:
         """For each worker with nothing to do one unit that waits behind another."""

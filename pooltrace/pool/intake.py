@@ -224,6 +224,7 @@ class TaskQueue:
             engine.inbox.extend(units)
         engine.wake()
         if engine.fault is not None:
+            engine.cancel_inbox()
             result = engine.cache.get(job.id)
             if result is not None:
                 abort(result, engine.cache, engine.fault, True)

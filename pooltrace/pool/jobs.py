@@ -146,7 +146,7 @@ class Unit:
         self.what = None
 
     def cancel(self) -> None:
-        """It will never run: ends it in the trace, if that knows of it. Dispatcher's thread."""
+        """It will never run: ends it in the trace, if that knows of it. By whoever took it out of its queue."""
         if self.generation:
             emit.go_cancel(self.g, self.generation, self.job.start)
             self.generation = 0
