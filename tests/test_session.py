@@ -576,6 +576,24 @@ def test_threads_that_come_and_go_while_traces_start_and_stop(tmp_path: Path, ju
     assert again == first + 1
 
 
+def test_units_that_wait_cost_nothing_per_generation() -> None:
+    """Of 100,000 that wait, a generation of the file tells no more than of 100."""
+    item, here = emit.frame("crew.item", "crew.py", 1), emit.frame("main", "main.py", 1)
+    grown = []
+    for count in (100, 100_000):
+        file = io.BytesIO()
+        with trace(file, period=3600.0):
+            for _ in range(count):
+                emit.go_create(emit.new_g(), item, here)
+            for _ in range(3):
+                assert session.advance()
+            before = file.tell()
+            for _ in range(20):
+                assert session.advance()
+            grown.append(file.tell() - before)
+    assert 0 < grown[1] < grown[0] * 1.1  # the ids of the coordinator's Gs are a byte longer
+
+
 def test_without_a_trace_there_is_no_advance() -> None:
     assert not session.advance(3600.0)
     code = "from pooltrace.tracer import session; assert not session.advance(3600.0)"
