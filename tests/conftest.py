@@ -14,10 +14,15 @@ import pytest
 from pooltrace.format import order
 from pooltrace.format.order import Summary
 
-if (
-    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-):  # as in a shell's background: programs of the tests would inherit it
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# What a shell's background or nohup ignores, the programs of the tests would ignore as well.
+for _signal, _usual in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGHUP, signal.SIG_DFL),
+    (signal.SIGTERM, signal.SIG_DFL),
+    (signal.SIGXCPU, signal.SIG_DFL),
+):
+    if signal.getsignal(_signal) is signal.SIG_IGN:
+        signal.signal(_signal, _usual)
 
 
 @pytest.fixture
