@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import io
 import os
+import struct
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -272,6 +273,31 @@ def test_regions_that_are_too_deep_are_left_out_with_their_ends(tmp_path: Path, 
     assert names[:at].count("UserRegionBegin") - names[:at].count("UserRegionEnd") == 1
     assert names.count("UserRegionBegin") == names.count("UserRegionEnd") == 4096
     assert figures()["lost_events"] == deep + 1 - 4096
+
+
+def test_generation_numbers_wrap(tmp_path: Path, judge: Judge) -> None:
+    """From the highest to 4, as in Go, with a worker, a unit that waits and one that runs over the border."""
+    path, highest = tmp_path / "t.trace", 0x7FFFFFFF
+    with crew(2) as workers:
+        with open(workers[0].place.path, "r+b") as file:  # the arena: its third word is the generation in force
+            file.seek(16)
+            file.write(struct.pack("=Q", (highest - 3) << 33))
+        with trace(path, period=3600.0):
+            g = emit.new_g()
+            created = emit.go_create(g, emit.frame("crew.later", "crew.py", 1), None)
+            for _ in range(6):
+                for worker in workers:
+                    assert worker.do(run_unit, emit.new_g(), 0, 3)
+                assert session.advance()
+            workers[0].do(run_unit, g, created, 2)
+    judge(path)
+    generations = list(dict.fromkeys(event.gen for event in order.read_events(path)))
+    assert generations == [highest - 2, highest - 1, highest, 4, 5, 6, 7]
+    assert figures()["lost_events"] == 0
+    assert figures()["items"] == 6 * 2 * 3 + 2
+    with trace(path):  # and the next one goes on
+        pass
+    assert next(iter(order.read_events(path))).gen == 9
 
 
 class Name(str):

@@ -1,0 +1,167 @@
+"""Waits: each is one GoBlock and exactly one GoUnblock, by the waker or by the waiter, whoever comes first."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from faults import bounded  # noqa: F401
+
+from pooltrace import trace
+from pooltrace.errors import MisuseError
+from pooltrace.format import order
+from pooltrace.pool.waits import Condition, Event
+from pooltrace.tracer import emit, session
+
+Judge = Callable[[str | os.PathLike[str]], order.Summary]
+
+
+def in_thread(call: Callable[[], object]) -> None:
+    """Runs it in a thread of its own, which is in the trace while it waits only."""
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            call()
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    if raised:
+        raise raised[0]
+
+
+def wakings(path: Path) -> tuple[int, Counter[bool]]:
+    """How many waits there were, and how many of them the waiter ended itself (True) and another thread (False)."""
+    blocked: dict[int, int] = {}
+    waits = 0
+    ended: Counter[bool] = Counter()
+    for event in order.read_events(path):
+        if event.name == "GoBlock" and event.string("reason") == "test":
+            blocked[event.g] = event.m
+            waits += 1
+        elif event.name == "GoUnblock" and event.arg("g") in blocked:
+            ended[blocked.pop(event.arg("g")) == event.m] += 1
+    assert not blocked
+    return waits, ended
+
+
+@pytest.mark.parametrize("switched", [False, True])
+def test_a_wait_that_times_out(switched: bool, tmp_path: Path, judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, event = tmp_path / "t.trace", Event("test")
+    if switched:
+        after(monkeypatch, event, session.advance)
+    with trace(path, period=3600.0):
+        for _ in range(3):
+            in_thread(lambda: event.wait(0.0))
+        event.set()
+        in_thread(event.wait)  # does not wait
+    judge(path)
+    assert wakings(path) == (3, Counter({True: 3}))
+
+
+def after(monkeypatch: pytest.MonkeyPatch, event: Any, call: Callable[[], object]) -> None:
+    """Calls something when the wait is over and the waiter does not know yet: the lock is free then."""
+    cond = event._cond
+    wait = cond.wait
+
+    def lying(timeout: float | None = None) -> bool:
+        found: bool = wait(0.0)
+        cond.release()
+        try:
+            thread = threading.Thread(target=call)
+            thread.start()
+            thread.join()
+        finally:
+            cond.acquire()
+        return found
+
+    monkeypatch.setattr(cond, "wait", lying)
+
+
+@pytest.mark.parametrize("switched", ["not", "before", "between"])
+def test_time_is_up_at_the_instant_of_the_waking(
+    switched: str, tmp_path: Path, judge: Judge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The waker was there first: the waiter, whose time is up, writes no second GoUnblock."""
+    path, event = tmp_path / "t.trace", Event("test")
+
+    def wake() -> None:
+        if switched == "before":
+            assert session.advance()
+        event.set()
+        if switched == "between":
+            assert session.advance()
+
+    after(monkeypatch, event, wake)
+    with trace(path, period=3600.0):
+        in_thread(lambda: event.wait(0.0))
+    judge(path)
+    assert wakings(path) == (1, Counter({False: 1}))
+
+
+def test_a_wait_that_is_interrupted(tmp_path: Path, judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The waker who comes later has nothing to write, in this generation or in the next."""
+    path, event = tmp_path / "t.trace", Event("test")
+
+    def interrupted(timeout: float | None = None) -> bool:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(event._cond, "wait", interrupted)
+    with trace(path, period=3600.0):
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                in_thread(event.wait)
+            assert session.advance()
+        event.set()
+        emit.log(0, "after", "it")
+    judge(path)
+    assert wakings(path) == (2, Counter({True: 2}))
+
+
+def test_a_condition_wakes_in_order(tmp_path: Path, judge: Judge) -> None:
+    path, cond = tmp_path / "t.trace", Condition("test")
+    order_of: list[int] = []
+
+    def wait(number: int) -> None:
+        with cond:
+            cond.wait()
+            order_of.append(number)
+
+    threads = [threading.Thread(target=wait, args=(number,)) for number in range(4)]
+    with trace(path, period=3600.0):
+        for number, thread in enumerate(threads):
+            thread.start()
+            waiting = 0
+            while waiting <= number:
+                with cond:
+                    waiting = len(cond._tickets)
+        with cond:
+            cond.notify()
+        threads[0].join()
+        assert session.advance()
+        with cond:
+            cond.wait(0.0)  # this thread's time is up at once, the others wait on
+            cond.notify_all()
+        for thread in threads:
+            thread.join()
+    judge(path)
+    assert order_of[0] == 0
+    assert sorted(order_of) == [0, 1, 2, 3]
+    assert wakings(path) == (5, Counter({False: 4, True: 1}))
+
+
+def test_the_one_who_would_wake_must_not_wait() -> None:
+    event = Event("test", thread=threading.current_thread())
+    with pytest.raises(MisuseError, match="a callback waits for a result of its own pool"):
+        event.wait()
+    assert not event.wait(0.0)
+    event.set()
+    assert event.wait()
