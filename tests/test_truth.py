@@ -217,6 +217,24 @@ def read_units(path: Path) -> set[int]:
     return {e.arg("new_g") for e in order.read_events(path) if e.name == "GoCreate" and e.stack("new_stack")}
 
 
+def test_a_trace_that_begins_while_a_worker_starts(tmp_path: Path, judge: Judge) -> None:
+    """The start-up that is under way is one in this trace, too, and no unit."""
+    path, begun, go = tmp_path / "t.trace", tmp_path / "begun", tmp_path / "go"
+    os.mkfifo(begun)
+    os.mkfifo(go)
+    with pool_of("multiprocessing", "fork", 1, initializer=jobs.wait_between, initargs=(str(begun), str(go))) as pool:
+        begun.read_bytes()
+        with pooltrace.trace(path):
+            go.write_bytes(b"")
+            notes = pool.map(note, range(6), chunksize=3)
+    judge(path)
+    truth.agree(path, "jobs.note", notes, units=2)
+    figures = pooltrace.summary()
+    assert figures is not None
+    assert (figures["units"], figures["items"]) == (2, 6)
+    assert figures["slots"][0]["start_ns"] > 0
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_trace_around_part_of_a_pools_life(tmp_path: Path, judge: Judge, workers: int) -> None:
     """Pools older than the trace and pools that outlive it, with units in flight at both ends."""

@@ -30,7 +30,7 @@ import time
 from collections import deque
 
 from pooltrace.errors import InternalError, MisuseError, PoolBrokenError, PoolTerminatedError
-from pooltrace.pool import frames, intake
+from pooltrace.pool import frames, intake, worker
 from pooltrace.pool.jobs import Job, Outcome, Unit
 from pooltrace.pool.serialize import Serializer, main_is_importable
 from pooltrace.pool.slots import DEPTH, GIVE_UP, GRACE, MOST_SENDS, Plan, Process, Slot, launch_all
@@ -151,10 +151,12 @@ class Engine:
 
     def _units_in_flight(self) -> list[tuple[int, emit.Stack]]:
         units = [*list(self.inbox), *list(self._pending)]
+        found = []
         for slot in self._slots:
             if slot.process is not None:
                 units.extend(list(slot.inflight))
-        return [(unit.g, unit.job.start) for unit in units]
+                found.append((slot.start_up, worker.start_function()))
+        return found + [(unit.g, unit.job.start) for unit in units]
 
     # -- the dispatcher's thread from here on
 

@@ -76,6 +76,8 @@ class Slot:
         self.plan = plan
         self.p = emit.new_p()
         self.process: Process | None = None  # None: the slot is empty
+        self.start_up = 0  # the G of its worker's start
+        self.inflight: deque[Unit] = deque()  # sent and not answered, in order
         self.retry_at = 0.0  # not to be filled before (time.monotonic)
 
     def free(self) -> None:
@@ -99,7 +101,7 @@ class Slot:
         self.channel.setblocking(False)
         self.receiver = frames.Receiver(self.channel)
         self.outbox = frames.Outbox(self.channel)
-        self.inflight: deque[Unit] = deque()  # sent and not answered, in order
+        self.inflight.clear()
         self.offered = 0  # of these, whose frames wait to be flushed, with no claim offered yet
         self.skipping = False  # a unit was taken back, and the worker has not come to its frame
         self.assigned = self.answered = 0
@@ -118,8 +120,8 @@ class Slot:
         masked: set[signal.Signals] = set() if plan.start_method == "forkserver" else {signal.SIGINT}
         before = signal.pthread_sigmask(signal.SIG_BLOCK, masked)
         try:
-            g = emit.new_g()
-            generation = emit.go_create(g, emit.frame("pooltrace.pool.worker.main", worker.__file__, 0), None)
+            g = self.start_up = emit.new_g()
+            generation = emit.go_create(g, worker.start_function(), None)
             setup = worker.Setup(
                 channel=frames.PassedFd(child.fileno()),
                 claims=frames.PassedFd(self.claims.read_fd),

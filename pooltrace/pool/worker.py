@@ -46,6 +46,11 @@ class Setup(NamedTuple):
     unmask: bool  # SIGINT was blocked only for the start
 
 
+def start_function() -> emit.Stack:
+    """What a worker's start-up is called in the trace; the summary knows it by that name."""
+    return emit.frame("pooltrace.pool.worker.main", __file__, 0)
+
+
 def main(setup: Setup, initializer: Callable[..., object] | None, initargs: Iterable[Any]) -> None:
     """The target of a worker process."""
     path, entry, pipe = setup.trace
@@ -153,8 +158,7 @@ class _Worker:
             signal.signal(signal.SIGINT, self._interrupted)
         if self._setup.unmask:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        start = emit.frame("pooltrace.pool.worker.main", __file__, 0)
-        emit.unit_begin(self._setup.unit, self._setup.generation, start)
+        emit.unit_begin(self._setup.unit, self._setup.generation, start_function())
         error: BaseException | None = None
         if initializer is not None:
             name, file, line = describe(initializer)
