@@ -123,6 +123,7 @@ void merge_running(struct merge *g, struct mst *m, uint64_t unit, struct stk *st
     m->has_p = true;
     p->by = m;
     g_run(m, unit, start, g->gen_time, 0);
+    account_begin(g, m);
 }
 
 void merge_close_m(struct merge *g, struct mst *m, uint64_t t, const char *lost, size_t lost_len) {
