@@ -358,9 +358,8 @@ def test_a_worker_whose_trace_began_with_a_unit_says_so_once(tmp_path: Path, jud
 def flood(g: int, count: int) -> int:
     """In a worker: more than its pipe and the coordinator's backlog hold."""
     emit.unit_begin(g, 0, None)
-    text = "x" * 1000
-    for _ in range(count):
-        emit.log(0, "key", text)
+    for number in range(count):
+        emit.log(0, "key", f"{number:0500}")
     emit.unit_end()
     emit.idle()
     return count
@@ -368,7 +367,7 @@ def flood(g: int, count: int) -> int:
 
 def test_a_reader_that_stalls_costs_the_job_its_patience_and_the_trace_says_so(tmp_path: Path, judge: Judge) -> None:
     """Nobody reads while the worker runs: what fits nowhere is lost, and counted in the file; then all is well."""
-    path, count = tmp_path / "t.trace", 60_000
+    path, count = tmp_path / "t.trace", 100_000
     with crew(1) as (worker,):
         start_trace(period=0.01, patience=0.05)
         pieces = [read_trace()]

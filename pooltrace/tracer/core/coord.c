@@ -26,7 +26,8 @@
 
 struct coordinator c = {.wake = -1, .lock = PTHREAD_MUTEX_INITIALIZER};
 
-#define BACKLOG (32u << 20) /* bytes that may wait for the reader before the workers' pipes are left to fill up */
+#define BACKLOG (32u << 20) /* bytes that may wait for the reader before the workers' pipes are left to fill up; and bytes
+                             * of strings after which a generation is closed early */
 
 /* ---- the advance ---- */
 static uint64_t resident(uint64_t pid) {
@@ -192,10 +193,11 @@ static int poll_timeout(bool due_blocked) {
     return ms > 1000 ? 1000 : (int)ms;
 }
 
-static void poll_once(int timeout) {
+static void poll_once(int timeout, bool was_read) {
     struct pollfd *fds = malloc((c.npipes + 1) * sizeof *fds);
     if (!fds) return;
-    bool full = coord_queued() > BACKLOG; /* the reader does not read: let the workers wait, as long as they may */
+    /* The reader does not read: let the workers wait, as long as they may. */
+    bool full = coord_queued() > BACKLOG || (c.merge.str_bytes > BACKLOG && !was_read);
     fds[0] = (struct pollfd){.fd = c.wake, .events = POLLIN};
     for (uint32_t i = 0; i < c.npipes; i++)
         fds[i + 1] = (struct pollfd){.fd = full ? -1 : c.pipes[i]->slot->pipe, .events = POLLIN};
@@ -239,7 +241,7 @@ static void *coordinator(void *arg) {
         if (news) merge_slots(&c.merge, now_ns(), c.slots, c.n);
         pthread_mutex_lock(&c.lock);
         bool was_read = c.chunks_read >= c.chunks_closed;
-        bool due = now_ns() >= c.next_advance || c.advances_wanted > c.advances || c.early;
+        bool due = now_ns() >= c.next_advance || c.advances_wanted > c.advances || c.early || c.merge.str_bytes > BACKLOG;
         stop = c.stop;
         pthread_mutex_unlock(&c.lock);
         if (stop) break;
@@ -248,7 +250,7 @@ static void *coordinator(void *arg) {
             c.next_advance = now_ns() + c.period;
             c.early = false;
         }
-        poll_once(poll_timeout(due && !was_read));
+        poll_once(poll_timeout(due && !was_read), was_read);
     }
     advance(false);
     c.merge.over = true;

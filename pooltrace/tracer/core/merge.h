@@ -114,6 +114,7 @@ struct merge {
     uint64_t begin_time, end_time;
     struct str **str_table; /* owned; chained */
     uint32_t str_size, str_count;
+    uint64_t str_bytes;   /* memory of the strings that are kept */
     struct stk **stk_table;
     uint32_t stk_size, stk_count;
     struct str **gen_strs; /* owned array: those of this generation, by id - 1 */

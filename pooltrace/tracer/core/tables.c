@@ -47,6 +47,7 @@ struct str *str_get(struct merge *g, const uint8_t *bytes, uint32_t len) {
     s->chain = *at;
     *at = s;
     g->str_count++;
+    g->str_bytes += sizeof *s + len;
     return s;
 }
 
@@ -234,6 +235,7 @@ void tables_evict(struct merge *g) {
             }
             *at = s->chain;
             g->str_count--;
+            g->str_bytes -= sizeof *s + s->len;
             free(s);
         }
     g->n_gen_strs = g->n_gen_stks = 0;
