@@ -99,8 +99,8 @@ static int need_stack(struct writer *w, stack_t_ *s, uint32_t gen) {
     return 0;
 }
 
-/* Opens an event whose names and stacks are defined in its generation; `in`: only for a thread that is in the trace. */
-int open_with(struct writer *w, struct event *ev, size_t need, const struct refs *r, bool in) {
+/* The same as open_with, with all that it may take. */
+int open_defining(struct writer *w, struct event *ev, size_t need, const struct refs *r, bool in) {
     for (;;) {
         if (!writer_open(w, ev, need)) return 0;
         if (in && !is_in(w)) return 0;

@@ -46,7 +46,24 @@ struct refs {
 int arg_count(Py_ssize_t given, Py_ssize_t wanted, const char *name);
 int arg_uint(PyObject *o, uint64_t *out);
 int arg_stack(PyObject *o, bool take, stack_t_ **out); /* new reference in *out: a Stack; None: NULL, or the stack of now */
-int open_with(struct writer *w, struct event *ev, size_t need, const struct refs *r, bool in);
+int open_defining(struct writer *w, struct event *ev, size_t need, const struct refs *r, bool in);
+
+/* Is it defined in that generation of this writer's stream? */
+static inline bool has_string(const struct writer *w, const struct string *s, uint32_t gen) {
+    return !s || (s->epoch == intern_epoch && s->id < w->strings && w->string_mark[s->id] == gen);
+}
+static inline bool has_stack(const struct writer *w, const stack_t_ *s, uint32_t gen) {
+    return !s || (s->epoch == intern_epoch && s->id < w->stacks && w->stack_mark[s->id] == gen);
+}
+
+/* Opens an event whose names and stacks are defined in its generation; `in`: only for a thread that is in the trace. */
+static inline int open_with(struct writer *w, struct event *ev, size_t need, const struct refs *r, bool in) {
+    if (!writer_open(w, ev, need) || (in && !is_in(w))) return 0;
+    if (w->marks_epoch == intern_epoch && has_string(w, r->name, ev->gen) && has_stack(w, r->stack, ev->gen) &&
+        has_stack(w, r->start, ev->gen))
+        return 1;
+    return open_defining(w, ev, need, r, in);
+}
 
 static inline uint64_t id_of(stack_t_ *s) { return s ? stack_id(s) : 0; }
 
@@ -57,7 +74,7 @@ static inline void refs_free(struct refs *r) {
 }
 
 static inline void emit_begin(void) {
-    if (in_emit++ == 0) intern_trim();
+    if (in_emit++ == 0 && intern_full) intern_trim();
 }
 static inline void emit_end(void) {
     if (in_emit > 0) in_emit--; /* 0: the child of a fork inside the emit */

@@ -162,7 +162,7 @@ static PyObject *go_block(PyObject *m, PyObject *const *args, Py_ssize_t n) {
     struct event ev;
     emit_begin();
     ticket_t *ticket = NULL;
-    if ((r.name = string_of(args[0])) && arg_stack(args[1], true, &r.stack) == 0) ticket = PyObject_New(ticket_t, &TicketType);
+    if ((r.name = string_of_cached(args[0])) && arg_stack(args[1], true, &r.stack) == 0) ticket = PyObject_New(ticket_t, &TicketType);
     bool failed = !ticket, written = false;
     while (ticket && open_with(w, &ev, 48, &r, true)) {
         *ev.p++ = OP_BLOCK;
@@ -291,7 +291,7 @@ static PyObject *task_begin(PyObject *m, PyObject *const *args, Py_ssize_t n) {
     struct event ev;
     uint64_t task, parent;
     emit_begin();
-    bool failed = arg_uint(args[0], &task) < 0 || arg_uint(args[1], &parent) < 0 || !(r.name = string_of(args[2])) ||
+    bool failed = arg_uint(args[0], &task) < 0 || arg_uint(args[1], &parent) < 0 || !(r.name = string_of_cached(args[2])) ||
                   arg_stack(args[3], true, &r.stack) < 0;
     while (!failed && open_with(w, &ev, 64, &r, true)) {
         *ev.p++ = OP_TASK;

@@ -37,7 +37,7 @@ static PyObject *region_begin(PyObject *m, PyObject *const *args, Py_ssize_t n) 
     struct refs r = {0};
     uint64_t kind, task;
     emit_begin();
-    bool failed = arg_uint(args[0], &kind) < 0 || arg_uint(args[1], &task) < 0 || !(r.name = string_of(args[2])) ||
+    bool failed = arg_uint(args[0], &kind) < 0 || arg_uint(args[1], &task) < 0 || !(r.name = string_of_cached(args[2])) ||
                   arg_stack(args[3], true, &r.stack) < 0;
     if (!failed && kind > REGION_ITEM) {
         PyErr_SetString(PyExc_ValueError, "region_begin(): kind must be REGION, PHASE or ITEM");
@@ -66,7 +66,7 @@ static PyObject *log_event(PyObject *m, PyObject *const *args, Py_ssize_t n) {
     struct event ev;
     uint64_t task;
     emit_begin();
-    bool failed = arg_uint(args[0], &task) < 0 || !(r.name = string_of(args[1]));
+    bool failed = arg_uint(args[0], &task) < 0 || !(r.name = string_of_cached(args[1]));
     if (!failed && PyUnicode_CheckExact(args[2]) && PyUnicode_IS_COMPACT_ASCII(args[2]) &&
         PyUnicode_GET_LENGTH(args[2]) <= (Py_ssize_t)PT_STRING_MAX) {
         bytes = PyUnicode_1BYTE_DATA(args[2]);
@@ -179,7 +179,7 @@ static PyObject *run_chunk(PyObject *m, PyObject *const *args, Py_ssize_t n) {
     if (!items) return NULL;
     in_emit++; /* the names stay while the chunk runs */
     PyObject *results = NULL;
-    if ((r.name = string_of(args[4])) && arg_stack(args[5], true, &r.stack) == 0)
+    if ((r.name = string_of_cached(args[4])) && arg_stack(args[5], true, &r.stack) == 0)
         results = PyList_New(0);
     emit_end();
     for (Py_ssize_t i = 0; results && i < PySequence_Fast_GET_SIZE(items); i++) {

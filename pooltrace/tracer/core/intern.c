@@ -10,15 +10,12 @@
 
 #define STRINGS_MAX 65536
 #define STACKS_MAX 16384
-#define CACHE 512 /* direct-mapped, by address of the str object */
 
 uint32_t intern_epoch = 1;
 static uint32_t next_string_id = 1, next_stack_id = 1; /* of this epoch; 0 is 'none' */
 static PyObject *strings;                              /* dict: str -> capsule of struct string */
-static struct {
-    PyObject *text;       /* owned reference */
-    struct string *string; /* owned reference */
-} cache[CACHE];
+struct cached intern_cache[PT_CACHE];
+bool intern_full;
 static struct {
     stack_t_ **at;        /* open addressing; owned references */
     uint32_t size, used;
@@ -50,6 +47,7 @@ uint32_t string_id(struct string *s) {
     if (s->epoch != intern_epoch) {
         s->epoch = intern_epoch;
         s->id = next_string_id++;
+        intern_full |= next_string_id >= STRINGS_MAX;
     }
     return s->id;
 }
@@ -85,16 +83,17 @@ static struct string *string_add(PyObject *text) {
         return NULL;
     }
     int failed = PyDict_SetItem(strings, text, capsule);
+    intern_full |= PyDict_GET_SIZE(strings) >= STRINGS_MAX;
     if (!failed) s->refs++; /* ours, beside the table's */
     Py_DECREF(capsule);
     return failed ? NULL : s;
 }
 
 struct string *string_of(PyObject *text) {
-    size_t i = ((uintptr_t)text >> 4) % CACHE;
-    if (cache[i].text == text) {
-        cache[i].string->refs++;
-        return cache[i].string;
+    size_t i = ((uintptr_t)text >> 4) % PT_CACHE;
+    if (intern_cache[i].text == text) {
+        intern_cache[i].string->refs++;
+        return intern_cache[i].string;
     }
     if (!PyUnicode_CheckExact(text)) {
         PyObject *exact = PyUnicode_Check(text) ? PyUnicode_FromObject(text) : NULL; /* of a subclass: as a plain str */
@@ -116,12 +115,12 @@ struct string *string_of(PyObject *text) {
         s = string_add(text);
         if (!s) return NULL;
     }
-    PyObject *old_text = cache[i].text;
-    struct string *old = cache[i].string;
+    PyObject *old_text = intern_cache[i].text;
+    struct string *old = intern_cache[i].string;
     Py_INCREF(text);
     s->refs++;
-    cache[i].text = text;
-    cache[i].string = s;
+    intern_cache[i].text = text;
+    intern_cache[i].string = s;
     Py_XDECREF(old_text);
     string_unref(old);
     return s;
@@ -177,6 +176,7 @@ uint32_t stack_id(stack_t_ *s) {
     if (s->epoch != intern_epoch) {
         s->epoch = intern_epoch;
         s->id = next_stack_id++;
+        intern_full |= next_stack_id >= 4 * STACKS_MAX;
     }
     return s->id;
 }
@@ -322,6 +322,7 @@ stack_t_ *stack_here(int skip) {
                 Py_INCREF(s);
                 table.at[i] = s;
                 table.used++;
+                intern_full |= table.used >= STACKS_MAX;
             }
         }
     } else {
@@ -348,7 +349,6 @@ stack_t_ *stack_made(PyObject *function, PyObject *file, long line) {
 }
 
 void intern_trim(void) {
-    if (next_string_id < STRINGS_MAX && next_stack_id < 4 * STACKS_MAX && PyDict_GET_SIZE(strings) < STRINGS_MAX && table.used < STACKS_MAX) return;
     PyObject *fresh = PyDict_New();
     stack_t_ **at = PyMem_Calloc(table.size, sizeof *at);
     if (!fresh || !at) { /* no memory now: the old tables go on */
@@ -358,17 +358,18 @@ void intern_trim(void) {
         return;
     }
     intern_epoch++;
+    intern_full = false;
     next_string_id = next_stack_id = 1;
     PyObject *old_strings = strings;
     stack_t_ **old = table.at;
     strings = fresh;
     table.at = at;
     table.used = 0;
-    for (int i = 0; i < CACHE; i++) {
-        PyObject *text = cache[i].text;
-        struct string *s = cache[i].string;
-        cache[i].text = NULL;
-        cache[i].string = NULL;
+    for (int i = 0; i < PT_CACHE; i++) {
+        PyObject *text = intern_cache[i].text;
+        struct string *s = intern_cache[i].string;
+        intern_cache[i].text = NULL;
+        intern_cache[i].string = NULL;
         Py_XDECREF(text);
         string_unref(s);
     }

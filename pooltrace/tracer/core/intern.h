@@ -41,5 +41,20 @@ uint32_t stack_id(stack_t_ *s);
 stack_t_ *stack_here(int skip);                                      /* of the calling thread, new reference */
 stack_t_ *stack_made(PyObject *function, PyObject *file, long line); /* one frame, new reference */
 void intern_trim(void); /* empties tables that grew too large; only between emits */
+extern bool intern_full; /* GIL: one of them did */
+
+#define PT_CACHE 512 /* direct-mapped, by address of the str object */
+extern struct cached {
+    PyObject *text;        /* owned reference */
+    struct string *string; /* owned reference */
+} intern_cache[PT_CACHE];  /* GIL */
+
+/* As string_of, at once for a text that was looked up last under its address. */
+static inline struct string *string_of_cached(PyObject *text) {
+    struct cached *c = &intern_cache[((uintptr_t)text >> 4) % PT_CACHE];
+    if (c->text != text) return string_of(text);
+    c->string->refs++;
+    return c->string;
+}
 
 #endif

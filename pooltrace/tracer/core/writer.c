@@ -186,7 +186,7 @@ static bool attach_again(struct writer *w) {
     return true;
 }
 
-int writer_open(struct writer *w, struct event *ev, size_t need) {
+int writer_open_anew(struct writer *w, struct event *ev, size_t need) {
     /* Inside an emit Python code may have run (a collector callback): the arena may be gone, or this be a forked child. */
     if (!w->entry || (w->kind == KIND_THREAD && w->epoch != registry.epoch)) return 0;
     if (w->detached && !attach_again(w)) return 0;
@@ -222,19 +222,6 @@ int writer_open(struct writer *w, struct event *ev, size_t need) {
         }
         return 1;
     }
-}
-
-bool writer_publish(struct writer *w, struct event *ev) {
-    uint64_t old = ev->word, next = ev->word + (uint64_t)(ev->p - ev->start);
-#ifdef PT_BROKEN_PUBLISH /* only in tests/native: what must fail there, or the switch test sees nothing */
-    (void)old;
-    STORE(&w->entry->word, next);
-#else
-    if (!CAS(&w->entry->word, &old, next)) return false;
-#endif
-    w->last_word = next;
-    if (ev->whole || !ev->definition) w->last_time = ev->time; /* a definition has no time of its own */
-    return true;
 }
 
 bool writer_off_state(struct writer *w, uint32_t state) {

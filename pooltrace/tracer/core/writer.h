@@ -44,10 +44,36 @@ struct event {
 
 extern __thread struct writer *tls_writer;
 
-/* 1: encode at ev->p (ev->dt is its time); 0: no trace is on, or none that this thread can write to. */
-int writer_open(struct writer *w, struct event *ev, size_t need);
+int writer_open_anew(struct writer *w, struct event *ev, size_t need); /* whatever has happened */
+
+/* 1: encode at ev->p (ev->dt is its time); 0: no trace is on, or none that this thread can write to.
+ * Here is what is mostly the case: nobody has touched the word since this thread's last event. */
+static inline int writer_open(struct writer *w, struct event *ev, size_t need) {
+    if (w->entry && !w->detached && (w->kind == KIND_WORKER || w->epoch == registry.epoch)) {
+        uint64_t t = now_ns(), g = LOAD(&w->head->gen), word = LOAD(&w->entry->word);
+        if (word == w->last_word && word_gen(word) == word_gen(g) && word_on(word) && word_pos(word) + need + 24 <= PT_BLOCK) {
+            uint8_t *at = w->entry->buffer[word_gen(word) & 1] + word_pos(word);
+            *ev = (struct event){.word = word, .time = t, .gen = word_gen(word), .start = at, .p = at, .dt = t - w->last_time};
+            return 1;
+        }
+    }
+    return writer_open_anew(w, ev, need);
+}
+
 /* true: it is in the trace; false: the word had moved on, write it again from writer_open. */
-bool writer_publish(struct writer *w, struct event *ev);
+static inline bool writer_publish(struct writer *w, struct event *ev) {
+    uint64_t old = ev->word, next = ev->word + (uint64_t)(ev->p - ev->start);
+#ifdef PT_BROKEN_PUBLISH /* only in tests/native: what must fail there, or the switch test sees nothing */
+    (void)old;
+    STORE(&w->entry->word, next);
+#else
+    if (!CAS(&w->entry->word, &old, next)) return false;
+#endif
+    w->last_word = next;
+    if (ev->whole || !ev->definition) w->last_time = ev->time; /* a definition has no time of its own */
+    return true;
+}
+
 struct writer *writer_get(void);         /* of this thread, made when there is none; NULL without memory */
 bool writer_register(struct writer *w, bool starter); /* threads: an entry in the arena; the starter's has P 0 */
 void writer_dispose(void *writer);       /* at the thread's end; without the GIL */
