@@ -25,10 +25,14 @@ Starting, waiting, ending
 13. GoBlock is written under the wait's lock; of waker and waiter exactly one writes GoUnblock (the ticket).
 14. The thread that starts the trace is in it by status; others come in with enter() and go out with leave().
 15. An end without a begin in this trace is dropped, by the merge.
-16. A dead worker's pipe is read to its end, then its buffer; then its stream is closed; then the slot is filled.
+16. A dead worker's pipe is read to its end, then its buffer; then its stream is closed, with the unit that it had
+    claimed even if it had not said that it began; then the slot is filled.  A unit that will never run is started and
+    ended on the coordinator's M: else it would wait for ever.
 Robustness
-17. Nothing is dropped silently: losses are counted in the arena and in the summary.
-18. Batches go to the sink as they come, so memory does not grow with the run.
+17. Nothing is dropped silently: losses are counted in the arena, told in the file (logs "events lost") and in the
+    summary.  When the reader does not read, workers wait, as long as their patience for one trace lasts.
+18. Batches go to the sink as they come, and to the file itself: memory does not grow with the run, and a kill loses no
+    more than the generation at hand.
 19. A sink that fails ends the trace, never the job; the first error is raised by stop().
 20. Workers have no thread of ours; a forked child has no tracer unless it becomes a worker.
 21. With no trace on, an event costs a load and a branch.
