@@ -35,6 +35,7 @@ STRICTER = {
     r"is no event of a |has a \w+ in its sync batch|has no place in a batch": "an event newer than the header",
     r"has a frequency of 0": "a frequency of 0: every time would be infinite",
     r"experimental batch": "experimental batches",
+    r"^cut off behind the header: no generation; ": "a 1.26 file without any generation",
     r"^cut off in generation \d+, before its EndOfGeneration": "a 1.26 file that ends in a generation of tables alone",
     r" in (String|Stack|CPUSample|Frequency|ClockSnapshot): a number does not end": "a batch of a table, or of the "
     "clock, that ends before an argument: Go takes that for the end of the file, and shows nothing of the generation",

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from pieces import SEED
+
 from pooltrace.format.order import Summary
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -99,7 +101,7 @@ def test_fuzz_targets_find_nothing_in_a_few_seconds(
 ) -> None:
     need(os.environ.get("CC", "cc").split()[0])
     monkeypatch.setenv("FUZZ_KEEP", str(tmp_path))
-    said = run(FUZZ / "run", target, 3)
+    said = run(FUZZ / "run", target, 3, SEED)
     assert count("executions", said) > 100
     assert "nothing wrong" in said
 

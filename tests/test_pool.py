@@ -291,20 +291,21 @@ def first_and_last(item: tuple[dict[str, int], Any]) -> tuple[int, int, int]:
 def test_large_items_are_not_fed_far_ahead(face: Any, tmp_path: Any) -> None:
     """What waits in the parent is bounded by its size, too."""
     consumed: list[int] = []
-    path = str(tmp_path / "go")
+    paths = [str(tmp_path / str(number)) for number in range(40)]
 
     def large() -> Iterator[tuple[str, bytes]]:
-        for number in range(40):
-            consumed.append(number)
+        for path in paths:
+            consumed.append(len(consumed))
             yield path, bytes(jobs.AHEAD_BYTES // 4)
 
     with face(1) as pool:
         results = pool.imap(wait_and_measure, large())
-        while pool._taskqueue.qsize() < 4:
-            os.sched_yield()
-        assert len(consumed) <= 4 + 2 + 1  # that wait, that are at the worker, that is in the feeder's hands
-        touch(path)
-        assert list(results) == [jobs.AHEAD_BYTES // 4] * 40
+        for answered, path in enumerate(paths, 1):
+            touch(path)
+            assert next(results) == jobs.AHEAD_BYTES // 4
+            # that were answered, that wait, that are at the worker, that is in the feeder's hands
+            assert len(consumed) <= answered + 4 + 2 + 1
+        assert list(results) == []
         assert pool._taskqueue.empty()
 
 

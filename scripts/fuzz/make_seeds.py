@@ -166,6 +166,8 @@ def gather_seeds() -> Iterable[tuple[str, bytes]]:
     yield "arena", start + in_buffer + ADVANCE + buffer(0, 0, 0, data) + set_left(0, 0, 0, 1, 0, len(data)) + ADVANCE
     yield "both", start + block(0, 0, 0, data) + in_buffer + ADVANCE + block(0, -1, 0, data)
     yield "gone", start + in_buffer + gone(0, 1) + block(0, 0, 0, data) + gone(0, 3) + gone(1, 0) + ADVANCE
+    yield "gone-early", start + block(0, 1, 0, data) + gone(0, 1) + ADVANCE  # its slot must not be used any more
+    yield "thread-early", start + queue(1, 0, data) + thread_ends(0) + ADVANCE + queue(0, 0, data)
     yield (
         "queue",
         start + queue(0, 0, op(TIME, 1000) + names() + thread()) + queue(1, 0, data) + thread_ends(1) + ADVANCE,

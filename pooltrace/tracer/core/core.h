@@ -192,7 +192,7 @@ struct head *head_map(int fd);
 /* ---- coord.c: the coordinator ------------------------------------------------------------------------ */
 struct block {           /* a piece of an M's stream that came by pipe or by queue */
     struct block *next;
-    struct slot *slot;
+    struct slot *slot;   /* NULL: buried meanwhile */
     uint32_t gen, block, len;
     bool close;          /* no bytes: the M is gone */
     bool lost;           /* with close: its worker died at work; the bytes are the reason */

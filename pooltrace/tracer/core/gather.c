@@ -19,21 +19,25 @@ void take(struct slot *s, uint32_t block, const uint8_t *data, uint32_t len) {
     merge_feed(&c.merge, m, data, len);
 }
 
-/* A block of the open generation is taken, one of the next held; true: b is not needed any more. */
+static void hold(struct block *b) {
+    b->next = NULL;
+    *c.held_tail = b;
+    c.held_tail = &b->next;
+}
+
+/* A block of the open generation is taken; one of a later one is left alone: false. */
 static bool sort_in(struct block *b) {
-    if (gen_before(c.merge.gen, b->gen)) {
-        b->next = NULL;
-        *c.held_tail = b;
-        c.held_tail = &b->next;
-        return false;
-    }
-    if (b->close) {
-        struct mst *m = merge_add(&c.merge, b->slot);
+    if (gen_before(c.merge.gen, b->gen)) return false;
+    struct slot *s = b->slot;
+    if (!s) { /* its M was buried */
+        c.merge.lost_events++;
+    } else if (b->close) {
+        struct mst *m = merge_add(&c.merge, s);
         if (m) merge_close_m(&c.merge, m, c.switched ? c.switched : now_ns(), NULL, 0); /* not behind the switch */
-        forget_slot(b->slot);
-        slot_free(b->slot);
+        forget_slot(s);
+        slot_free(s);
     } else if (b->gen == c.merge.gen) {
-        take(b->slot, b->block, b->data, b->len);
+        take(s, b->block, b->data, b->len);
     }
     return true;
 }
@@ -47,19 +51,23 @@ void take_queue(void) {
     while (b) {
         struct block *next = b->next;
         if (sort_in(b)) free(b);
+        else hold(b);
         b = next;
     }
 }
 
-void take_held(void) {
-    struct block *b = c.held;
-    c.held = NULL;
-    c.held_tail = &c.held;
-    while (b) {
-        struct block *next = b->next;
-        if (sort_in(b)) free(b);
-        b = next;
+void take_held(void) { /* in place: what is sorted in may bury an M that has more here */
+    struct block **at = &c.held;
+    while (*at) {
+        struct block *b = *at;
+        if (sort_in(b)) {
+            *at = b->next;
+            free(b);
+        } else {
+            at = &b->next;
+        }
     }
+    c.held_tail = at;
 }
 
 /* Whole blocks in a pipe's buffer go on. */
@@ -74,8 +82,7 @@ static void take_pipe_block(struct in_pipe *p) {
         if (b) {
             *b = (struct block){.slot = p->slot, .gen = h.gen, .block = h.block, .len = h.len};
             memcpy(b->data, data, h.len);
-            *c.held_tail = b;
-            c.held_tail = &b->next;
+            hold(b);
         } else {
             c.merge.lost_events++;
         }
@@ -117,6 +124,8 @@ struct in_pipe *pipe_of(struct slot *s) {
 }
 
 void forget_slot(struct slot *s) {
+    for (struct block *b = c.held; b; b = b->next)
+        if (b->slot == s) b->slot = NULL; /* it may soon be another's */
     for (uint32_t i = 0; i < c.n; i++)
         if (c.slots[i] == s) {
             memmove(&c.slots[i], &c.slots[i + 1], (c.n - i - 1) * sizeof *c.slots);
