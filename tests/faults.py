@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from _pytest.faulthandler import fault_handler_stderr_fd_key
 
-LIMIT = 30.0  # seconds; then every thread's stack is printed and the test run ends
+LIMIT = 120.0  # seconds; then every thread's stack is printed and the test run ends
 METHODS = ("fork", "spawn", "forkserver")
 
 

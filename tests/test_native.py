@@ -14,7 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
 from pieces import SEED
 
 from pooltrace.format.order import Summary
