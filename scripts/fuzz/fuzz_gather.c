@@ -17,6 +17,9 @@
  *        10 a raw word      value:64
  *        11 a raw left      which:8, value:64
  *        12 the writer's end of the pipe is closed
+ *        13 who has an entry  entry:8, value:32
+ *        14 a guest comes     as a thread of that worker would; its entry stands for "another" in 15
+ *        15 its block         as 1
  */
 #include "fuzz.h"
 #include "wire.h"
@@ -47,6 +50,7 @@ static struct script {
     FILE *out;             /* $POOLTRACE_FUZZ_OUT, for a look at what one input makes */
     struct slot *slots[MS];
     int pipes[MS];         /* write ends */
+    uint32_t guest;        /* the newest guest's entry */
     struct gone gone;
     struct named_unit claimed;
     void *(*coordinator)(void *);
@@ -61,6 +65,16 @@ static uint32_t near(void) { /* a generation not far from the one in force; 127:
     int8_t by = (int8_t)input_number(&s.in, 1);
     uint32_t g = word_gen(LOAD(&registry.head->gen)) + (by == 127 ? 0x3fffffffu : by == -128 ? 0x40000000u : (uint32_t)(int32_t)by);
     return g & PT_GEN_MAX;
+}
+
+static void guest_comes(uint32_t i) {
+    struct entry *e;
+    uint32_t owner = OWNER_GUEST | s.slots[i]->index;
+    if (entry_take(registry.head, registry.fd, owner, &s.guest, &e) != 0) return;
+    entry_init(e, registry.head, KIND_GUEST, 0);
+    STORE(&e->m, 2ull << 40 | s.guest);
+    STORE(&registry.head->owner[s.guest], owner | OWNER_LISTED);
+    munmap(e, PT_STRIDE);
 }
 
 static uint64_t word(void) {
@@ -121,6 +135,8 @@ static void command(void) {
         to_pipe(i, bytes, len);
         return;
     case 1:
+    case 15:
+        head.entry = what >> 2 == 1 ? s.slots[i]->index : s.guest;
         head.gen = near();
         head.block = (uint32_t)input_number(&s.in, 2);
         head.len = (uint32_t)input_number(&s.in, 2);
@@ -163,6 +179,12 @@ static void command(void) {
         STORE(value < 2 ? &e->left[value] : &e->left_off, input_number(&s.in, 8));
         return;
     case 12: close_pipe(i); return;
+    case 13:
+        value = input_number(&s.in, 1);
+        STORE(&registry.head->owner[value], (uint32_t)input_number(&s.in, 4));
+        STORE(&registry.head->entries, 256);
+        return;
+    case 14: guest_comes(i); return;
     default: return;
     }
 }
@@ -199,7 +221,8 @@ static void once(void) {
 
 static void begin(void) {
     STORE(&registry.head->gen, make_word(4, false, 0));
-    STORE(&next_g, 1000);
+    STORE(&counters->g, 1000);
+    for (uint32_t i = 0; i < 256; i++) STORE(&registry.head->owner[i], OWNER_FREE);
     for (uint32_t i = 0; i < MS; i++) open_slot(i);
     for (uint32_t i = 0; i < MS; i++) memset(s.slots[i]->entry->buffer, 0, sizeof s.slots[i]->entry->buffer);
     for (uint32_t i = 0; i < 2; i++) {

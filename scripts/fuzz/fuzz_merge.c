@@ -103,7 +103,7 @@ static void begin(struct script *s, int header) {
     s->merge.begin_time = s->merge.gen_time = s->clock;
     s->merge.nobody.m = NO_M;
     s->merge.coord.m = 99;
-    STORE(&next_g, 1000);
+    STORE(&counters->g, 1000);
     for (uint32_t i = 0; i < MS; i++) {
         slots[i] = (struct slot){.entry = &entries[i], .kind = i ? KIND_WORKER : KIND_THREAD, .p = i == 3 ? 2 : i, .pipe = -1};
         STORE(&entries[i].m, 100 + i);

@@ -154,6 +154,17 @@ def queue(gen: int, number: int, data: bytes) -> bytes:
     return bytes([3 | 7 << 2]) + struct.pack("<bHH", gen, number, len(data)) + data
 
 
+GUEST = bytes([14 << 2])
+
+
+def guest_block(gen: int, number: int, data: bytes) -> bytes:
+    return bytes([15 << 2]) + struct.pack("<bHHH", gen, number, len(data), len(data)) + data
+
+
+def owner(entry: int, value: int) -> bytes:
+    return bytes([13 << 2, entry]) + struct.pack("<I", value)
+
+
 def thread_ends(gen: int) -> bytes:
     return bytes([3 | 8 << 2]) + struct.pack("<b", gen)
 
@@ -166,6 +177,20 @@ def gather_seeds() -> Iterable[tuple[str, bytes]]:
     yield "arena", start + in_buffer + ADVANCE + buffer(0, 0, 0, data) + set_left(0, 0, 0, 1, 0, len(data)) + ADVANCE
     yield "both", start + block(0, 0, 0, data) + in_buffer + ADVANCE + block(0, -1, 0, data)
     yield "gone", start + in_buffer + gone(0, 1) + block(0, 0, 0, data) + gone(0, 3) + gone(1, 0) + ADVANCE
+    thread_data = op(TIME, 1000) + names() + thread()
+    yield (
+        "guest",
+        start
+        + GUEST
+        + guest_block(0, 0, thread_data)
+        + guest_block(1, 0, thread_data)
+        + ADVANCE
+        + guest_block(0, 1, b""),
+    )
+    yield (
+        "guest-lost",
+        start + GUEST + guest_block(0, 0, thread_data) + ADVANCE + gone(0, 1) + GUEST + owner(5, 0) + ADVANCE,
+    )
     yield "gone-early", start + block(0, 1, 0, data) + gone(0, 1) + ADVANCE  # its slot must not be used any more
     yield "thread-early", start + queue(1, 0, data) + thread_ends(0) + ADVANCE + queue(0, 0, data)
     yield (

@@ -58,8 +58,10 @@ void worker_open(struct actor *a, uint64_t p) {
 void worker_attach(struct actor *a, const char *path, bool forked) {
     struct writer *w = a->w = &a->own;
     w->kind = KIND_WORKER;
-    w->pipe = a->pipe;
-    if (fcntl(w->pipe, F_SETFL, O_NONBLOCK) < 0) die("fcntl");
+    w->index = (uint32_t)a->index;
+    w->trunk = &a->trunk;
+    a->trunk = (struct trunk){.lock = PTHREAD_MUTEX_INITIALIZER, .fd = a->pipe};
+    if (fcntl(a->pipe, F_SETFL, O_NONBLOCK) < 0) die("fcntl");
     if (forked) {
         int file = open(path, O_RDWR | O_NOFOLLOW | O_CLOEXEC);
         if (file < 0 || !(w->head = head_map(file)) || !(w->entry = entry_map(file, (uint32_t)a->index))) die("attach");
@@ -72,12 +74,12 @@ void worker_attach(struct actor *a, const char *path, bool forked) {
 }
 
 void worker_detach(struct actor *a) {
-    close(a->own.pipe);
+    close(a->trunk.fd);
     a->own.entry = NULL;
 }
 
 struct slot *start_trace(int header, uint64_t period) {
-    struct coord_options o = {.header = header, .period = period, .patience = 60000000000u, .starter_g = atomic_fetch_add(&next_g, 1)};
+    struct coord_options o = {.header = header, .period = period, .patience = 60000000000u, .starter_g = atomic_fetch_add(&counters->g, 1)};
     o.start = (struct named_unit){.g = o.starter_g, .function = "main", .file = "native.c", .function_len = 4, .file_len = 8};
     struct writer *w = writer_get();
     if (!w) die("writer_get");

@@ -9,6 +9,7 @@
 
 struct actor {             /* one M to be; its own thread or process only */
     struct writer own;     /* of a worker; a thread's belongs to its thread */
+    struct trunk trunk;
     struct writer *w;      /* borrowed */
     struct slot *slot;     /* borrowed; workers only */
     int index;             /* of the worker's entry */

@@ -40,7 +40,7 @@ struct engine {
 };
 
 static void unit(struct engine *e, struct writer *w) {
-    uint64_t g = e->last_g = atomic_fetch_add(&next_g, 1), begin[3] = {g, 0, 0};
+    uint64_t g = e->last_g = atomic_fetch_add(&counters->g, 1), begin[3] = {g, 0, 0};
     while (!writer_off_state(w, PT_STATE_RUN | ((uint32_t)g & PT_UNIT_MASK)))
         if (w->detached || say(w, OP_BEGIN, begin, 3)) break;
     for (uint32_t n = random_below(&e->random, 40); n > 0; n--)
@@ -79,7 +79,7 @@ static void *engine(void *arg) {
         if (pthread_create(&life, NULL, worker_life, e)) die("pthread_create");
         pthread_join(life, NULL);
         uint32_t how = random_below(&e->random, 3);
-        struct named_unit claimed = {.g = how == 2 && e->last_g ? e->last_g : atomic_fetch_add(&next_g, 1), .function = "f", .function_len = 1,
+        struct named_unit claimed = {.g = how == 2 && e->last_g ? e->last_g : atomic_fetch_add(&counters->g, 1), .function = "f", .function_len = 1,
                                      .file = "f.c", .file_len = 3, .line = 1};
         coord_gone(e->worker.slot, how ? "was killed by SIGKILL" : NULL, how ? &claimed : NULL, 0);
         atomic_fetch_add(&buried, 1);
@@ -94,13 +94,13 @@ static void *thread_life(void *arg) {
     struct writer *w = writer_get();
     for (int calls = (int)random_below(&random, 4); w && calls > 0; calls--) {
         if (!writer_valid(w) && !writer_register(w, false)) die("writer_register");
-        uint64_t g = atomic_fetch_add(&next_g, 1), first = LOAD(&w->head->first_gen), made[3] = {0, 0, 0};
+        uint64_t g = atomic_fetch_add(&counters->g, 1), first = LOAD(&w->head->first_gen), made[3] = {0, 0, 0};
         if (w->in_first != first || first == 0) {
             if (!say(w, OP_ENTER, &g, 1)) break;
             w->in_first = first;
         }
         for (uint32_t n = random_below(&random, 100); n > 0; n--) {
-            made[0] = atomic_fetch_add(&next_g, 1);
+            made[0] = atomic_fetch_add(&counters->g, 1);
             say(w, OP_CREATE, made, 3);
         }
         if (random_below(&random, 2) && say(w, OP_LEAVE, NULL, 0)) w->in_first = 0;
@@ -163,7 +163,7 @@ static void one_trace(uint64_t number, uint64_t *random, struct totals *t) {
     if (pthread_create(&reader, NULL, read_all, &r)) die("pthread_create");
     usleep(random_below(random, 20000));
     gil_take();
-    say(writer_get(), OP_CREATE, (uint64_t[]){atomic_fetch_add(&next_g, 1), 0, 0}, 3);
+    say(writer_get(), OP_CREATE, (uint64_t[]){atomic_fetch_add(&counters->g, 1), 0, 0}, 3);
     if (random_below(random, 2)) {
         gil_drop();
         coord_advance(1000000000);

@@ -1,7 +1,8 @@
 /* The arena's mapping in this process and the registry of its entries.
  *
  * An M registers under registry.lock before it reads the generation; the coordinator stores the new generation
- * first and lists the Ms under the same lock afterwards.  So an M is either listed, or starts in the new one.
+ * first and lists the Ms under the same lock afterwards.  So an M is either listed, or starts in the new one.  A thread
+ * of a worker (a guest) registers itself, in the header's table, with a fence in the lock's place.
  */
 #include "core.h"
 
@@ -13,22 +14,23 @@
 #include <unistd.h>
 
 struct registry registry = {.lock = PTHREAD_MUTEX_INITIALIZER, .fd = -1};
-au64 next_g = 1, next_task = 1;
+static struct counters own = {1, 1};
+struct counters *counters = &own;
 static uint32_t last_gen = 1; /* under the lock: where the next arena goes on; numbers never come twice in a process */
 
 struct head *head_map(int fd) {
     struct stat st;
     if (fstat(fd, &st) != 0) return NULL;
-    if (st.st_size < (off_t)PT_PAGE) {
+    if (st.st_size < (off_t)PT_HEAD) {
         errno = EINVAL;
         return NULL;
     }
-    struct head *h = mmap(NULL, PT_PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    struct head *h = mmap(NULL, PT_HEAD, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     return h == MAP_FAILED ? NULL : h;
 }
 
 struct entry *entry_map(int fd, uint32_t index) {
-    off_t at = (off_t)PT_PAGE + (off_t)index * (off_t)PT_STRIDE;
+    off_t at = (off_t)PT_HEAD + (off_t)index * (off_t)PT_STRIDE;
     struct stat st;
     if (fstat(fd, &st) != 0) return NULL;
     if (st.st_size < at + (off_t)PT_STRIDE) { /* a page behind the end would be a SIGBUS */
@@ -42,7 +44,7 @@ struct entry *entry_map(int fd, uint32_t index) {
 int arena_create(const char *path) {
     int fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
     if (fd < 0) return errno;
-    int err = posix_fallocate(fd, 0, PT_PAGE);
+    int err = posix_fallocate(fd, 0, PT_HEAD);
     struct head *h = NULL;
     if (err == 0 && (h = head_map(fd)) == NULL) err = errno;
     if (err != 0) {
@@ -53,6 +55,9 @@ int arena_create(const char *path) {
     h->pid = (uint64_t)getpid();
     STORE(&h->gen, make_word(last_gen, false, 0));
     STORE(&h->first_gen, 0);
+    STORE(&h->next.g, LOAD(&own.g));
+    STORE(&h->next.task, LOAD(&own.task));
+    counters = &h->next;
     pthread_mutex_lock(&registry.lock);
     registry.fd = fd;
     registry.head = h;
@@ -61,11 +66,22 @@ int arena_create(const char *path) {
     return 0;
 }
 
+static uint32_t entries(void) {
+    uint64_t n = LOAD(&registry.head->entries);
+    return n < PT_ENTRIES ? (uint32_t)n : PT_ENTRIES;
+}
+
+/* Under the lock.  A worker's P is its pool's. */
+static void give_p_back(const struct slot *s) {
+    if (s->kind != KIND_WORKER && s->p && s->p < registry.p_cap) registry.p_used[s->p] = 0;
+}
+
 void arena_destroy(void) {
     pthread_mutex_lock(&registry.lock);
     for (uint32_t i = 0; i < registry.n; i++) {
         struct slot *s = registry.slots[i];
-        munmap(s->entry, PT_STRIDE);
+        if (s->entry) munmap(s->entry, PT_STRIDE);
+        if (s->state == SLOT_USED) give_p_back(s);
         if (s->pipe >= 0) close(s->pipe);
         free(s->in);
         free(s);
@@ -73,7 +89,10 @@ void arena_destroy(void) {
     registry.n = 0;
     if (registry.head) {
         last_gen = word_gen(LOAD(&registry.head->gen));
-        munmap(registry.head, PT_PAGE);
+        STORE(&own.g, LOAD(&registry.head->next.g));
+        STORE(&own.task, LOAD(&registry.head->next.task));
+        counters = &own;
+        munmap(registry.head, PT_HEAD);
     }
     if (registry.fd >= 0) close(registry.fd);
     registry.head = NULL;
@@ -82,88 +101,39 @@ void arena_destroy(void) {
     pthread_mutex_unlock(&registry.lock);
 }
 
-/* Under the lock: a slot whose entry exists and is mapped; its index in *index. */
-static struct slot *slot_get(int *index) {
-    for (uint32_t i = 0; i < registry.n; i++)
-        if (registry.slots[i]->state == SLOT_FREE) {
-            *index = (int)i;
-            return registry.slots[i];
-        }
-    if (registry.n == registry.cap) {
-        uint32_t cap = registry.cap ? 2 * registry.cap : 16;
-        struct slot **grown = realloc(registry.slots, cap * sizeof *grown);
-        if (!grown) return NULL;
-        registry.slots = grown;
-        registry.cap = cap;
-    }
-    struct slot *s = calloc(1, sizeof *s);
-    if (!s) return NULL;
-    off_t at = (off_t)PT_PAGE + (off_t)registry.n * (off_t)PT_STRIDE;
+/* ---- entries: parent and workers alike ---- */
+/* The first free entry, its memory reserved (else a full file system is a SIGBUS later) and mapped. */
+int entry_take(struct head *head, int fd, uint32_t owner, uint32_t *index, struct entry **e) {
+    uint32_t i = 0, nobody = OWNER_FREE;
+    while (i < PT_ENTRIES && !CAS(&head->owner[i], &nobody, owner)) i++, nobody = OWNER_FREE;
+    if (i == PT_ENTRIES) return ENOSPC;
     int err;
-    do err = posix_fallocate(registry.fd, at, PT_STRIDE); /* else a full file system is a SIGBUS later */
+    do err = posix_fallocate(fd, (off_t)PT_HEAD + (off_t)i * (off_t)PT_STRIDE, PT_STRIDE);
     while (err == EINTR);
-    if (err == 0 && (s->entry = entry_map(registry.fd, registry.n)) == NULL) err = errno;
+    if (err == 0 && !(*e = entry_map(fd, i))) err = errno;
     if (err != 0) {
-        free(s);
-        errno = err;
-        return NULL;
+        STORE(&head->owner[i], OWNER_FREE);
+        return err;
     }
-    s->pipe = -1;
-    *index = (int)registry.n;
-    registry.slots[registry.n++] = s;
-    return s;
+    uint64_t n = LOAD(&head->entries);
+    while (n <= i && !CAS(&head->entries, &n, i + 1)) {}
+    *index = i;
+    return 0;
 }
 
-struct slot *slot_open(enum kind kind, uint64_t p, int pipe, int *index, int *err) {
-    pthread_mutex_lock(&registry.lock);
-    struct slot *s = NULL;
-    errno = ENOENT;
-    if (registry.head) s = slot_get(index);
-    *err = s ? 0 : errno;
-    if (s) {
-        struct entry *e = s->entry;
-        uint64_t g = LOAD(&registry.head->gen);
-        e->p = p;
-        e->kind = (uint64_t)kind;
-        STORE(&e->left[0], 0);
-        STORE(&e->left[1], 0);
-        STORE(&e->left_off, 0);
-        STORE(&e->m, 0);
-        STORE(&e->unit, 0);
-        STORE(&e->since, 0);
-        STORE(&e->done, 0);
-        STORE(&e->lost, 0);
-        STORE(&e->word, make_word(word_gen(g), word_on(g), PT_STATE_UNSET));
-        s->p = p;
-        s->kind = kind;
-        s->pipe = pipe;
-        s->opened = now_ns();
-        s->m = NULL;
-        s->serial = ++registry.serials;
-        s->state = SLOT_USED;
-    }
-    pthread_mutex_unlock(&registry.lock);
-    return s;
-}
-
-void slot_close_pipe(struct slot *s) {
-    int fd = s->pipe;
-    s->pipe = -1; /* first: the child of a fork in between would close somebody else's */
-    if (fd >= 0) close(fd);
-}
-
-void slot_free_locked(struct slot *s) {
-    slot_close_pipe(s);
-    free(s->in);
-    s->in = NULL;
-    if (s->kind == KIND_THREAD && s->p && s->p < registry.p_cap) registry.p_used[s->p] = 0;
-    s->state = SLOT_FREE;
-}
-
-void slot_free(struct slot *s) {
-    pthread_mutex_lock(&registry.lock);
-    slot_free_locked(s);
-    pthread_mutex_unlock(&registry.lock);
+void entry_init(struct entry *e, const struct head *head, enum kind kind, uint64_t p) {
+    uint64_t g = LOAD((au64 *)&head->gen);
+    e->p = p;
+    e->kind = (uint64_t)kind;
+    STORE(&e->left[0], 0);
+    STORE(&e->left[1], 0);
+    STORE(&e->left_off, 0);
+    STORE(&e->m, 0);
+    STORE(&e->unit, 0);
+    STORE(&e->since, 0);
+    STORE(&e->done, 0);
+    STORE(&e->lost, 0);
+    STORE(&e->word, make_word(word_gen(g), word_on(g), PT_STATE_UNSET));
 }
 
 /* Under the lock. */
@@ -181,6 +151,143 @@ static uint64_t p_alloc_locked(void) {
     }
     if (p < registry.p_cap) registry.p_used[p] = 1;
     return p;
+}
+
+void counters_after_fork(void) { /* the child's own */
+    STORE(&own.g, LOAD(&counters->g));
+    STORE(&own.task, LOAD(&counters->task));
+    counters = &own;
+}
+
+/* ---- slots: the parent's side ---- */
+/* Under the lock: room for the slot of entry i, and a slot there; NULL without memory. */
+static struct slot *slot_at(uint32_t i, struct entry *e) {
+    if (i >= registry.cap) {
+        uint32_t cap = registry.cap ? registry.cap : 16;
+        while (cap <= i) cap *= 2;
+        struct slot **grown = realloc(registry.slots, cap * sizeof *grown);
+        if (!grown) return NULL;
+        registry.slots = grown;
+        registry.cap = cap;
+    }
+    while (registry.n <= i) {
+        struct slot *s = calloc(1, sizeof *s);
+        if (!s) return NULL;
+        s->pipe = -1;
+        s->index = registry.n;
+        registry.slots[registry.n++] = s;
+    }
+    struct slot *s = registry.slots[i];
+    if (s->entry) munmap(e, PT_STRIDE); /* mapped before */
+    else s->entry = e;
+    return s;
+}
+
+/* Under the lock. */
+static void slot_init(struct slot *s, enum kind kind, uint64_t p, int pipe, struct slot *host) {
+    s->p = p;
+    s->kind = kind;
+    s->pipe = pipe;
+    s->host = host;
+    s->opened = now_ns();
+    s->m = NULL;
+    s->serial = ++registry.serials;
+    s->state = SLOT_USED;
+}
+
+struct slot *slot_open(enum kind kind, uint64_t p, int pipe, int *index, int *err) {
+    pthread_mutex_lock(&registry.lock);
+    struct slot *s = NULL;
+    struct entry *e;
+    uint32_t i;
+    *err = registry.head ? entry_take(registry.head, registry.fd, OWNER_PARENT, &i, &e) : ENOENT;
+    while (*err == 0 && i < registry.n && registry.slots[i]->state == SLOT_USED) { /* the table is damaged: it stays ours */
+        munmap(e, PT_STRIDE);
+        *err = entry_take(registry.head, registry.fd, OWNER_PARENT, &i, &e);
+    }
+    if (*err == 0 && !(s = slot_at(i, e))) {
+        *err = ENOMEM;
+        munmap(e, PT_STRIDE);
+        STORE(&registry.head->owner[i], OWNER_FREE);
+    }
+    if (s) {
+        *index = (int)i;
+        entry_init(s->entry, registry.head, kind, p);
+        slot_init(s, kind, p, pipe, NULL);
+    }
+    pthread_mutex_unlock(&registry.lock);
+    return s;
+}
+
+void slot_close_pipe(struct slot *s) {
+    int fd = s->pipe;
+    s->pipe = -1; /* first: the child of a fork in between would close somebody else's */
+    if (fd >= 0) close(fd);
+}
+
+static void free_one(struct slot *s) {
+    slot_close_pipe(s);
+    free(s->in);
+    s->in = NULL;
+    give_p_back(s);
+    s->state = SLOT_FREE;
+    if (registry.head) STORE(&registry.head->owner[s->index], OWNER_FREE);
+}
+
+/* The table says that entry i is a guest's; it may be damaged. */
+static void free_guest(uint32_t i) {
+    struct slot *s = i < registry.n ? registry.slots[i] : NULL;
+    if (!s || s->state == SLOT_FREE) STORE(&registry.head->owner[i], OWNER_FREE);
+    else if (s->kind == KIND_GUEST) free_one(s);
+}
+
+void slot_free_locked(struct slot *s) {
+    if (s->kind == KIND_WORKER && registry.head)
+        for (uint32_t i = 0, n = entries(); i < n; i++) {
+            uint32_t owner = LOAD(&registry.head->owner[i]);
+            if (owner & OWNER_GUEST && (owner & OWNER_HOST) == s->index) free_guest(i);
+        }
+    free_one(s);
+}
+
+/* Guests that left without a word; not while a trace is on, which may have something of theirs. */
+void slots_reclaim(void) {
+    for (uint32_t i = 0, n = entries(); i < n; i++) {
+        uint32_t owner = LOAD(&registry.head->owner[i]);
+        if (owner & OWNER_GUEST && owner & OWNER_ENDED) free_guest(i);
+    }
+}
+
+/* A guest stores that it is listed before it reads the generation; the new generation is stored before this.  So it is
+ * seen here, or starts in the new one. */
+void slots_adopt(void) {
+    if (!registry.head) return;
+    atomic_thread_fence(memory_order_seq_cst);
+    for (uint32_t i = 0, n = entries(); i < n; i++) {
+        uint32_t owner = LOAD(&registry.head->owner[i]), host = owner & OWNER_HOST;
+        if (!(owner & OWNER_LISTED) || owner & OWNER_ENDED || (i < registry.n && registry.slots[i]->state == SLOT_USED)) continue;
+        struct slot *worker = host < registry.n ? registry.slots[host] : NULL;
+        if (!worker || worker->state != SLOT_USED || worker->kind != KIND_WORKER) continue;
+        struct entry *e = entry_map(registry.fd, i);
+        struct slot *s = e ? slot_at(i, e) : NULL;
+        if (s) slot_init(s, KIND_GUEST, p_alloc_locked(), -1, worker);
+        else if (e) munmap(e, PT_STRIDE);
+    }
+}
+
+struct slot *slot_guest(struct slot *host, uint32_t index) {
+    pthread_mutex_lock(&registry.lock);
+    slots_adopt();
+    struct slot *s = index < registry.n ? registry.slots[index] : NULL;
+    if (s && (s->state != SLOT_USED || s->host != host || s->kind != KIND_GUEST)) s = NULL;
+    pthread_mutex_unlock(&registry.lock);
+    return s;
+}
+
+void slot_free(struct slot *s) {
+    pthread_mutex_lock(&registry.lock);
+    slot_free_locked(s);
+    pthread_mutex_unlock(&registry.lock);
 }
 
 uint64_t p_alloc(void) {

@@ -157,6 +157,14 @@ static struct stk *named_stack(const struct named_unit *u) {
     return frame.function && frame.file ? stk_get(g, &frame, 1) : NULL;
 }
 
+/* What a dead writer has left in the arena. */
+static void take_rest(struct slot *s) {
+    uint64_t word = LOAD(&s->entry->word);
+    uint32_t gen = word_gen(word), pos = word_pos(word);
+    if (word_on(word) && gen == c.merge.gen && pos && pos <= PT_BLOCK)
+        take(s, word_block(word), s->entry->buffer[gen & 1], pos);
+}
+
 static void serve_gone(void) {
     pthread_mutex_lock(&c.lock);
     struct gone *gone = c.gone; /* it stays as it is until it is done */
@@ -168,10 +176,16 @@ static void serve_gone(void) {
     pthread_mutex_unlock(&registry.lock);
     struct in_pipe *p = pipe_of(s);
     if (p) drain(p, 1 << 30);
-    uint64_t word = LOAD(&s->entry->word);
-    uint32_t gen = word_gen(word), pos = word_pos(word);
-    if (word_on(word) && gen == c.merge.gen && pos && pos <= PT_BLOCK)
-        take(s, word_block(word), s->entry->buffer[gen & 1], pos);
+    pthread_mutex_lock(&registry.lock);
+    list_slots(); /* threads of it that only its pipe told of */
+    pthread_mutex_unlock(&registry.lock);
+    take_rest(s);
+    for (uint32_t i = c.n; i-- > 0;) { /* its threads first */
+        struct slot *guest = c.slots[i];
+        if (guest->host != s) continue;
+        take_rest(guest);
+        bury(guest);
+    }
     struct mst *m = merge_add(&c.merge, s);
     uint64_t now = now_ns();
     if (m && gone->claimed) merge_claimed(&c.merge, m, now, gone->claimed->g, gone->created, named_stack(gone->claimed));
@@ -279,7 +293,7 @@ static void *coordinator(void *arg) {
 /* ---- from Python's side ---- */
 /* The whole id of a unit from the 31 bits that fit into a word: the one nearest below the newest id. */
 static uint64_t whole_id(uint32_t low) {
-    uint64_t newest = LOAD(&next_g), id = (newest & ~(uint64_t)PT_UNIT_MASK) | low;
+    uint64_t newest = LOAD(&counters->g), id = (newest & ~(uint64_t)PT_UNIT_MASK) | low;
     return id > newest ? id - PT_UNIT_MASK - 1 : id;
 }
 
@@ -368,6 +382,9 @@ int coord_start(const struct coord_options *o) {
     pthread_mutex_lock(&c.lock);
     c.accepting = true;
     pthread_mutex_unlock(&c.lock);
+    pthread_mutex_lock(&registry.lock);
+    slots_reclaim();
+    pthread_mutex_unlock(&registry.lock);
     uint64_t before = switch_all(first, true);
     c.merge.gen = first;
     c.merge.begin_time = c.merge.gen_time = before;

@@ -73,6 +73,7 @@ void take_held(void);
 void drain(struct in_pipe *p, int max);
 struct in_pipe *pipe_of(struct slot *s);
 void forget_slot(struct slot *s);
+void bury(struct slot *s);
 void list_slots(void); /* under registry.lock */
 
 #endif

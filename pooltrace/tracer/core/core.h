@@ -1,7 +1,7 @@
 /* What the parts of the C core share: the arena's layout, the words, the writers and the stream's opcodes.
  *
  * Who may touch what:
- *   emit side   emit.c, intern.c, writer.c   with the GIL held; one thread per writer
+ *   emit side   emit_*.c, intern.c, writer.c, guest.c  with the GIL held; one thread per writer
  *   coordinator coord.c, merge.c             one native thread without the GIL; knows no Python object
  *   both        arena.c                      the registry of entries, under registry.lock
  *
@@ -54,20 +54,39 @@ static inline uint32_t gen_next(uint32_t g) { return g == PT_GEN_MAX ? 4 : g + 1
 #define CAS(p, old, new) \
     atomic_compare_exchange_strong_explicit((p), (old), (new), memory_order_acq_rel, memory_order_acquire)
 
-/* ---- the arena: one file, a header page and then entries of PT_STRIDE bytes ------------------------- */
+/* ---- the arena: one file, a header and then entries of PT_STRIDE bytes ------------------------------- */
 #define PT_MAGIC 0x3130414352415450ull /* "PTARCA01" */
 #define PT_PAGE 4096u
 #define PT_BUFFER 65536u
 #define PT_BLOCK 60000u /* bytes of stream in a block, at most */
 #define PT_STRIDE (PT_PAGE + 2 * PT_BUFFER)
+#define PT_ENTRIES 16384u /* at most */
 
-struct head {           /* page 0 */
+/* Who has an entry.  Parent and workers take free ones by compare-and-swap; only the parent gives them back. */
+#define OWNER_FREE 0u
+#define OWNER_PARENT 1u         /* the parent: for itself, or for a worker */
+#define OWNER_GUEST 0x80000000u /* a thread of the worker whose entry's number is in the low bits: being made, */
+#define OWNER_LISTED 0x40000000u /* in use (it writes there), */
+#define OWNER_ENDED 0x20000000u /* left without a word: until the next trace starts */
+#define OWNER_HOST 0xffffu
+
+struct counters {       /* ids that never come twice, whoever takes them */
+    au64 g, task;
+};
+
+struct head {
     uint64_t magic;     /* creator, once */
     uint64_t pid;       /* creator, once */
     au64 gen;           /* coordinator: the generation in force, stored before any word is moved */
     au64 first_gen;     /* coordinator: of the newest trace, stored before gen is switched on */
     au64 patience;      /* coordinator: ns that a worker may wait for a full pipe in that trace, stored before it */
+    struct counters next; /* all */
+    au64 entries;       /* all: no entry was ever taken from here on */
+    uint8_t pad[PT_PAGE - 8 * 8];
+    _Atomic uint32_t owner[PT_ENTRIES]; /* by entry; see above */
 };
+#define PT_HEAD (PT_PAGE + 4 * PT_ENTRIES)
+_Static_assert(sizeof(struct head) == PT_HEAD, "the header is whole pages");
 
 struct entry {          /* one M: a control page and its pair of buffers */
     au64 word;          /* writer and coordinator, by compare-and-swap only */
@@ -84,11 +103,11 @@ struct entry {          /* one M: a control page and its pair of buffers */
     uint8_t buffer[2][PT_BUFFER]; /* writer, behind position; coordinator reads what is before */
 };
 
-enum kind { KIND_NONE, KIND_THREAD, KIND_WORKER };
+enum kind { KIND_NONE, KIND_THREAD, KIND_WORKER, KIND_GUEST }; /* the last: another thread of a worker */
 
 /* A full block on its way up the pipe: this header, then len bytes. */
 struct block_head {
-    uint32_t magic, gen, block, len;
+    uint32_t magic, entry, gen, block, len; /* len 0, of a guest: it is gone */
 };
 #define PT_BLOCK_MAGIC 0x4b4c4254u
 
@@ -105,7 +124,7 @@ enum op {
     OP_BLOCK,       /* dt, reason, stack */
     OP_UNBLOCK,     /* dt, g, sequence, blocked in an older generation?, stack */
     OP_RESUME,      /* dt, flags: RESUME_SELF, RESUME_SAME */
-    OP_ENTER,       /* dt, g */
+    OP_ENTER,       /* dt, g: the thread comes in */
     OP_LEAVE,       /* dt */
     OP_TASK,        /* dt, task, parent, name, stack */
     OP_TASK_END,    /* dt, task, stack */
@@ -153,11 +172,13 @@ static inline bool get_varint(const uint8_t **p, const uint8_t *end, uint64_t *o
 /* ---- arena.c: the mapping of this process, and the registry of its entries -------------------------- */
 struct slot {            /* the parent's side of an entry */
     struct entry *entry; /* owned: its mapping */
+    uint32_t index;      /* its number, once */
     enum { SLOT_FREE, SLOT_USED } state; /* under registry.lock */
     uint64_t serial;     /* under registry.lock: order of registration */
     uint64_t p;          /* under registry.lock */
     enum kind kind;      /* under registry.lock */
     int pipe;            /* owned: read end, -1 for threads */
+    struct slot *host;   /* under registry.lock: the worker whose thread it is, borrowed; guests only */
     uint64_t opened;     /* under registry.lock: when, ns */
     void *m;             /* coordinator: its struct mst, owned */
     void *in;            /* coordinator: what was read of its pipe, owned; outlives a trace */
@@ -175,19 +196,25 @@ struct registry {
     uint32_t p_cap;      /* under lock */
 };
 extern struct registry registry;
-extern au64 next_g, next_task;
+extern struct counters *counters; /* GIL: the arena's, or while there is none this process's own */
 
 int arena_create(const char *path);   /* 0, or errno */
+void counters_after_fork(void);
 void arena_destroy(void);
 struct slot *slot_open(enum kind kind, uint64_t p, int pipe, int *index, int *err); /* err: errno of a failure */
 void slot_free(struct slot *s);       /* once nobody writes there any more; a thread's P goes back too */
-void slot_free_locked(struct slot *s);
+void slot_free_locked(struct slot *s); /* a worker's guests go with it */
+void slots_adopt(void);               /* under registry.lock: guests that came since get slots */
+void slots_reclaim(void);             /* the same, before a trace starts: of those that left without a word */
+struct slot *slot_guest(struct slot *host, uint32_t index); /* of that worker, or NULL */
 void slot_close_pipe(struct slot *s);
 uint64_t p_alloc(void);
 void p_free(uint64_t p);
 void p0_take_back(void); /* before a start: the thread that had P 0 in the last trace gets one of its own */
+int entry_take(struct head *head, int fd, uint32_t owner, uint32_t *index, struct entry **e); /* 0, or errno */
 struct entry *entry_map(int fd, uint32_t index); /* NULL with errno set */
 struct head *head_map(int fd);
+void entry_init(struct entry *e, const struct head *head, enum kind kind, uint64_t p);
 
 /* ---- coord.c: the coordinator ------------------------------------------------------------------------ */
 struct block {           /* a piece of an M's stream that came by pipe or by queue */

@@ -28,11 +28,14 @@ static inline bool is_in(const struct writer *w) {
     return w->in_first != 0 && w->in_first == LOAD(&w->head->first_gen);
 }
 
+/* A thread, of the parent or a guest, that is in the trace and runs. */
+static inline bool may_write(const struct writer *w) { return is_in(w) && w->blocked != w->in_first; }
+
 /* A parent thread that is in the trace and runs, NULL otherwise.  A signal handler that interrupts a wait of its thread
  * finds it blocked: what it does there is not recorded (a unit that it submits is then created where it starts). */
 static inline struct writer *ready_in(void) {
     struct writer *w = ready();
-    return w && w->kind == KIND_THREAD && is_in(w) && w->blocked != w->in_first ? w : NULL;
+    return w && w->kind == KIND_THREAD && may_write(w) ? w : NULL;
 }
 
 /* What an event refers to. */

@@ -1,4 +1,4 @@
-/* Emit functions for threads of the parent: coming in, submitting, waiting, jobs.
+/* Emit functions for threads: coming in, waiting, and, of the parent only, submitting and jobs.
  *
  * Each is cheap when no trace is on (a load and a branch), and never raises for what the tracer could not do: only a
  * wrong argument is an error.  An emit may be nested in another one (a collector callback while a stack is taken).
@@ -8,11 +8,11 @@
 /* ---- ids and handles ---- */
 static PyObject *new_g(PyObject *m, PyObject *unused) {
     (void)m, (void)unused;
-    return PyLong_FromUnsignedLongLong(atomic_fetch_add(&next_g, 1));
+    return PyLong_FromUnsignedLongLong(atomic_fetch_add(&counters->g, 1));
 }
 static PyObject *new_task(PyObject *m, PyObject *unused) {
     (void)m, (void)unused;
-    return PyLong_FromUnsignedLongLong(atomic_fetch_add(&next_task, 1));
+    return PyLong_FromUnsignedLongLong(atomic_fetch_add(&counters->task, 1));
 }
 static PyObject *new_p(PyObject *m, PyObject *unused) {
     (void)m, (void)unused;
@@ -27,8 +27,7 @@ static PyObject *free_p(PyObject *m, PyObject *arg) {
 }
 static PyObject *enabled(PyObject *m, PyObject *unused) {
     (void)m, (void)unused;
-    struct writer *w = tls_writer;
-    return PyBool_FromLong(head_on(is_worker(w) ? w->head : registry.head));
+    return PyBool_FromLong(head_on(registry.head) || head_on(home_head()));
 }
 static PyObject *take_stack(PyObject *m, PyObject *const *args, Py_ssize_t n) {
     (void)m;
@@ -51,17 +50,23 @@ static PyObject *make_frame(PyObject *m, PyObject *const *args, Py_ssize_t n) {
     return s;
 }
 
-/* ---- threads of the parent ---- */
+/* ---- coming in ---- */
+/* It has an entry in an arena in which a trace is on, or gets one. */
+static bool has_entry(struct writer *w) {
+    if (w->kind == KIND_GUEST) return head_on(w->head);
+    if (head_on(registry.head)) return writer_valid(w) || writer_register(w, false);
+    return head_on(home_head()) && !writer_valid(w) && guest_register(w);
+}
+
 static PyObject *enter(PyObject *m, PyObject *unused) {
     (void)m, (void)unused;
     struct writer *w = tls_writer;
     if (is_worker(w)) Py_RETURN_FALSE;
     if (!w && !(w = writer_get())) return PyErr_NoMemory();
     w->depth++;
-    if (!head_on(registry.head)) Py_RETURN_FALSE;
-    if (!writer_valid(w) && !writer_register(w, false)) Py_RETURN_FALSE;
+    if (!has_entry(w)) Py_RETURN_FALSE;
     if (is_in(w)) Py_RETURN_TRUE;
-    uint64_t g = atomic_fetch_add(&next_g, 1), first;
+    uint64_t g = atomic_fetch_add(&w->head->next.g, 1), first;
     struct event ev;
     do {
         if (!writer_open(w, &ev, 32)) Py_RETURN_FALSE;
@@ -156,8 +161,8 @@ static void drop_ticket(struct writer *w) {
 static PyObject *go_block(PyObject *m, PyObject *const *args, Py_ssize_t n) {
     (void)m;
     if (arg_count(n, 2, "go_block") < 0) return NULL;
-    struct writer *w = ready_in();
-    if (!w) Py_RETURN_NONE;
+    struct writer *w = ready();
+    if (!w || w->kind == KIND_WORKER || !may_write(w)) Py_RETURN_NONE;
     struct refs r = {0};
     struct event ev;
     emit_begin();
@@ -202,7 +207,7 @@ static PyObject *go_unblock(PyObject *m, PyObject *const *args, Py_ssize_t n) {
     ticket_t *ticket = (ticket_t *)args[0];
     struct writer *w = writer_get();
     if (!w) return PyErr_NoMemory();
-    if (ticket->done || is_worker(w) || !head_on(registry.head)) Py_RETURN_NONE;
+    if (ticket->done || w->kind != KIND_THREAD || !head_on(registry.head)) Py_RETURN_NONE; /* a guest's waiter does it itself */
     if (!writer_valid(w) && !writer_register(w, false)) Py_RETURN_NONE;
     struct refs r = {0};
     struct event ev;
@@ -228,7 +233,7 @@ static PyObject *go_unblock(PyObject *m, PyObject *const *args, Py_ssize_t n) {
 
 /* The wait is over: the thread runs again. */
 static void resume(struct writer *w, ticket_t *ticket) {
-    if (!ready() || w->kind != KIND_THREAD || !is_in(w) || w->in_first != ticket->first) return;
+    if (!ready() || w->kind == KIND_WORKER || !is_in(w) || w->in_first != ticket->first) return;
     struct event ev;
     bool self = !ticket->done;
     ticket->done = true; /* we won: nobody else writes it now */
@@ -271,7 +276,7 @@ static PyObject *leave(PyObject *m, PyObject *unused) {
         resume(w, w->ticket);
         drop_ticket(w);
     }
-    if (!ready_in() || w->starter) Py_RETURN_NONE;
+    if (!ready() || !may_write(w) || w->starter) Py_RETURN_NONE;
     struct event ev;
     do {
         if (!writer_open(w, &ev, 32) || !is_in(w)) Py_RETURN_NONE;

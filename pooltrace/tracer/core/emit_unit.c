@@ -4,12 +4,12 @@
 /* ---- any M that runs a G ---- */
 static inline struct writer *ready_any(void) {
     struct writer *w = ready();
-    return w && (w->kind == KIND_WORKER || (is_in(w) && w->blocked != w->in_first)) ? w : NULL;
+    return w && (w->kind == KIND_WORKER || may_write(w)) ? w : NULL;
 }
 
 static inline void emit_region(struct writer *w, uint32_t kind, uint64_t task, const struct refs *r) {
     struct event ev;
-    while (open_with(w, &ev, 48, r, w->kind == KIND_THREAD)) {
+    while (open_with(w, &ev, 48, r, w->kind != KIND_WORKER)) {
         *ev.p++ = OP_REGION;
         ev.p = put_varint(ev.p, ev.dt);
         *ev.p++ = (uint8_t)kind;
@@ -75,7 +75,7 @@ static PyObject *log_event(PyObject *m, PyObject *const *args, Py_ssize_t n) {
         bytes = made->bytes;
         len = made->len;
     }
-    while (!failed && open_with(w, &ev, 64 + len, &r, w->kind == KIND_THREAD)) {
+    while (!failed && open_with(w, &ev, 64 + len, &r, w->kind != KIND_WORKER)) {
         *ev.p++ = OP_LOG;
         ev.p = put_varint(ev.p, ev.dt);
         ev.p = put_varint(ev.p, task);

@@ -19,6 +19,14 @@ void take(struct slot *s, uint32_t block, const uint8_t *data, uint32_t len) {
     merge_feed(&c.merge, m, data, len);
 }
 
+/* A thread, of the parent or a guest, has ended. */
+void bury(struct slot *s) {
+    struct mst *m = merge_add(&c.merge, s);
+    if (m) merge_close_m(&c.merge, m, c.switched ? c.switched : now_ns(), NULL, 0); /* not behind the switch */
+    forget_slot(s);
+    slot_free(s);
+}
+
 static void hold(struct block *b) {
     b->next = NULL;
     *c.held_tail = b;
@@ -32,10 +40,7 @@ static bool sort_in(struct block *b) {
     if (!s) { /* its M was buried */
         c.merge.lost_events++;
     } else if (b->close) {
-        struct mst *m = merge_add(&c.merge, s);
-        if (m) merge_close_m(&c.merge, m, c.switched ? c.switched : now_ns(), NULL, 0); /* not behind the switch */
-        forget_slot(s);
-        slot_free(s);
+        bury(s);
     } else if (b->gen == c.merge.gen) {
         take(s, b->block, b->data, b->len);
     }
@@ -75,17 +80,22 @@ static void take_pipe_block(struct in_pipe *p) {
     struct block_head h;
     memcpy(&h, p->buf, sizeof h);
     const uint8_t *data = p->buf + sizeof h;
-    if (h.gen == c.merge.gen) {
-        take(p->slot, h.block, data, h.len);
+    struct slot *s = h.entry == p->slot->index ? p->slot : slot_guest(p->slot, h.entry);
+    if (!s || (h.len == 0 && s == p->slot)) {
+        c.merge.lost_events++;
     } else if (h.gen == gen_next(c.merge.gen)) {
         struct block *b = malloc(sizeof *b + h.len);
         if (b) {
-            *b = (struct block){.slot = p->slot, .gen = h.gen, .block = h.block, .len = h.len};
+            *b = (struct block){.slot = s, .gen = h.gen, .block = h.block, .len = h.len, .close = h.len == 0};
             memcpy(b->data, data, h.len);
             hold(b);
         } else {
             c.merge.lost_events++;
         }
+    } else if (h.len == 0) {
+        bury(s); /* whatever its generation: it is gone */
+    } else if (h.gen == c.merge.gen) {
+        take(s, h.block, data, h.len);
     }
     p->fill = 0;
 }
@@ -97,7 +107,7 @@ void drain(struct in_pipe *p, int max) {
         if (p->fill >= want) {
             struct block_head h;
             memcpy(&h, p->buf, sizeof h);
-            if (h.magic != PT_BLOCK_MAGIC || h.len == 0 || h.len > PT_BLOCK) {
+            if (h.magic != PT_BLOCK_MAGIC || h.len > PT_BLOCK) {
                 slot_close_pipe(p->slot);
                 c.merge.lost_events++;
                 return;
@@ -169,6 +179,7 @@ static bool add_slot(struct slot *s) {
 
 /* Under registry.lock: Ms that came since; the list stays in order of registration. */
 void list_slots(void) {
+    slots_adopt();
     if (c.list_serial == registry.serials) return;
     uint64_t seen = c.list_serial;
     for (;;) {

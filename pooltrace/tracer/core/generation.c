@@ -61,7 +61,7 @@ static uint64_t coord_proc(struct merge *g, uint64_t t) {
 
 /* The coordinator comes in for what only a running G may write; a new G each time. */
 static uint64_t coord_in(struct merge *g, uint64_t t) {
-    uint64_t id = atomic_fetch_add(&next_g, 1), stack = stk_use(g, coord_stack(g));
+    uint64_t id = atomic_fetch_add(&counters->g, 1), stack = stk_use(g, coord_stack(g));
     t = coord_proc(g, t);
     out_event(g, &g->coord, GoGoCreate, t++, ARRAY(id, stack, 0));
     out_event(g, &g->coord, GoGoStart, t++, ARRAY(id, 1));

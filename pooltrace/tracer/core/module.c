@@ -71,27 +71,16 @@ static PyObject *py_attach(PyObject *m, PyObject *args) {
     if (file < 0) return os_error(errno);
     struct writer *w = writer_get();
     if (!w) err = ENOMEM;
-    else if (w->kind == KIND_WORKER) err = EALREADY;
+    else if (home_head()) err = EALREADY;
     else if (!(head = head_map(file)) || !(entry = entry_map(file, (uint32_t)index))) err = errno;
     else if (head->magic != PT_MAGIC || entry->kind != KIND_WORKER) err = EINVAL;
-    else if ((w->pipe = fcntl(fd, F_DUPFD_CLOEXEC, 3)) < 0 || fcntl(w->pipe, F_SETFL, O_NONBLOCK) < 0) err = errno;
-    close(file);
+    else err = home_open(w, head, file, entry, (uint32_t)index, fd);
     if (err) {
         if (entry) munmap(entry, PT_STRIDE);
-        if (head) munmap(head, PT_PAGE);
+        if (head) munmap(head, PT_HEAD);
+        close(file);
         return os_error(err);
     }
-    w->debt_len = 0;
-    w->detached = w->broken = false;
-    w->kind = KIND_WORKER;
-    w->head = head;
-    w->entry = entry;
-    w->slot = NULL;
-    w->last_word = 0;
-    w->marks_epoch = 0;
-    w->trace = 0;
-    w->patience = 0;
-    STORE(&entry->m, (uint64_t)syscall(SYS_gettid));
     Py_RETURN_NONE;
 }
 
@@ -154,8 +143,8 @@ static PyObject *py_start(PyObject *m, PyObject *args) {
         return NULL;
     struct writer *w = writer_get();
     if (!w) return PyErr_NoMemory();
-    if (!registry.head || w->kind == KIND_WORKER) return os_error(EINVAL);
-    struct coord_options o = {.header = header, .period = period, .patience = patience, .limit = limit, .starter_g = atomic_fetch_add(&next_g, 1)};
+    if (!registry.head || w->kind != KIND_THREAD) return os_error(EINVAL);
+    struct coord_options o = {.header = header, .period = period, .patience = patience, .limit = limit, .starter_g = atomic_fetch_add(&counters->g, 1)};
     struct named_unit *units = named_units(list, &o.n_units);
     if (!units) return NULL;
     if (writer_valid(w)) { /* it takes P 0 now: a fresh entry */
@@ -301,6 +290,7 @@ static void after_fork_in_child(void) {
         if (registry.slots[i]->pipe >= 0) close(registry.slots[i]->pipe);
     if (registry.fd >= 0) close(registry.fd);
     registry.fd = -1;
+    counters_after_fork();
     registry.head = NULL; /* the mapping stays, unused: it is the parent's */
     registry.n = registry.cap = 0;
     registry.slots = NULL;

@@ -5,7 +5,7 @@
  *             stands: so every time of n+1 is later than every time of n.
  *   publish   compare-and-swap.  It fails when the coordinator has switched, or when an emit nested in this one
  *             (collector callback, Python-level signal handler) has published: then all is done anew.
- *   hand up   a full block goes up the pipe (worker) or into the coordinator's queue (thread of the parent).
+ *   hand up   a full block goes up the pipe (worker, guest) or into the coordinator's queue (thread of the parent).
  *
  * One thread writes to a word's buffer; the coordinator only reads what lies before a position that it saw.
  */
@@ -38,7 +38,6 @@ struct writer *writer_get(void) {
         return NULL;
     }
     w->kind = KIND_THREAD;
-    w->pipe = -1;
     tls_writer = w;
     return w;
 }
@@ -79,10 +78,10 @@ void writer_dispose(void *writer) {
         if (!coord_push(w->slot, gen, word_block(word), NULL, 0, true, false)) slot_free_locked(w->slot);
     }
     pthread_mutex_unlock(&registry.lock);
-    if (w->kind == KIND_WORKER) {
-        if (w->entry) munmap(w->entry, PT_STRIDE);
-        if (w->head) munmap(w->head, PT_PAGE);
-        if (w->pipe >= 0) close(w->pipe);
+    if (w->kind == KIND_GUEST && w->entry) guest_dispose(w);
+    if (w->kind == KIND_WORKER && w->entry) {
+        home_close();
+        munmap(w->entry, PT_STRIDE);
     }
     free(w->string_mark);
     free(w->stack_mark);
@@ -92,9 +91,9 @@ void writer_dispose(void *writer) {
 /* The child of a fork has no tracer: the mapping is left alone, everything else is forgotten. */
 void writer_after_fork(void) {
     struct writer *w = tls_writer;
+    home_after_fork();
     if (!w) return;
-    if (w->kind == KIND_WORKER && w->pipe >= 0) close(w->pipe);
-    w->pipe = -1;
+    w->trunk = NULL;
     w->kind = KIND_THREAD;
     w->entry = NULL;
     w->head = NULL;
@@ -103,8 +102,7 @@ void writer_after_fork(void) {
     w->marks_epoch = 0;
     w->depth = 0;
     w->starter = false;
-    w->debt_len = 0;
-    w->detached = w->broken = false;
+    w->detached = false;
 }
 
 /* Leaves the old word behind and moves on; the coordinator may have done it first. */
@@ -114,12 +112,11 @@ static void move_on(struct entry *e, uint64_t word, uint64_t g) {
     CAS(&e->word, &word, fresh); /* move second */
 }
 
-/* Writes to the pipe without the GIL; false when the generation moved or patience is at its end. */
+/* Under the trunk's lock.  False when the generation moved or patience is at its end. */
 static bool pipe_write(struct writer *w, const uint8_t **bytes, size_t *len, uint32_t gen) {
-    bool ok = true;
-    PyThreadState *ts = PyEval_SaveThread();
+    struct trunk *k = w->trunk;
     while (*len > 0) {
-        ssize_t n = write(w->pipe, *bytes, *len);
+        ssize_t n = write(k->fd, *bytes, *len);
         if (n > 0) {
             *bytes += n;
             *len -= (size_t)n;
@@ -127,25 +124,41 @@ static bool pipe_write(struct writer *w, const uint8_t **bytes, size_t *len, uin
         }
         if (n < 0 && errno == EINTR) continue;
         if (n < 0 && errno != EAGAIN) {
-            w->detached = w->broken = true;
-            ok = false;
-            break;
+            k->broken = true;
+            return false;
         }
-        if (word_gen(LOAD(&w->head->gen)) != gen) {
-            ok = false;
-            break;
+        if (word_gen(LOAD(&w->head->gen)) != gen) return false;
+        if (k->patience <= 0) {
+            w->detached = true;
+            return false;
         }
         uint64_t before = now_ns();
-        struct pollfd pfd = {.fd = w->pipe, .events = POLLOUT};
-        if (poll(&pfd, 1, 50) < 0 && errno != EINTR) w->detached = true;
-        w->patience -= (int64_t)(now_ns() - before);
-        if (w->detached || w->patience <= 0) {
-            w->detached = true;
-            ok = false;
-            break;
-        }
+        struct pollfd pfd = {.fd = k->fd, .events = POLLOUT};
+        if (poll(&pfd, 1, 50) < 0 && errno != EINTR) k->broken = true;
+        k->patience -= (int64_t)(now_ns() - before);
+        if (k->broken) return false;
     }
-    PyEval_RestoreThread(ts);
+    return true;
+}
+
+/* A block goes up; false: it did not, since the generation moved, patience is at its end or the pipe broke. */
+bool trunk_block(struct writer *w, uint32_t gen, uint32_t block, const uint8_t *bytes, uint32_t len) {
+    struct block_head head = {PT_BLOCK_MAGIC, w->index, gen, block, len};
+    const uint8_t *h = (const uint8_t *)&head;
+    size_t h_len = sizeof head, left = len;
+    struct trunk *k = w->trunk;
+    pthread_mutex_lock(&k->lock);
+    uint64_t first = LOAD(&w->head->first_gen);
+    if (first != k->trace) k->trace = first, k->patience = (int64_t)LOAD(&w->head->patience);
+    /* The rest of a cut-off block comes first.  Its generation is over, or its bytes still stand. */
+    bool ok = !k->broken && (k->debt_len == 0 || pipe_write(w, &k->debt, &k->debt_len, gen));
+    if (ok) {
+        ok = pipe_write(w, &h, &h_len, gen) && pipe_write(w, &bytes, &left, gen);
+        if (!ok && h_len && h_len < sizeof head) k->broken = true; /* half a header: the pipe cannot be mended */
+        else if (!ok && !h_len && left) k->debt = bytes, k->debt_len = left;
+    }
+    if (k->broken) w->detached = true;
+    pthread_mutex_unlock(&k->lock);
     return ok;
 }
 
@@ -158,18 +171,10 @@ static bool hand_up(struct writer *w, uint64_t word) {
     if (w->kind == KIND_THREAD) {
         coord_push(w->slot, gen, word_block(word), bytes, len, false, false);
     } else {
-        struct block_head head = {PT_BLOCK_MAGIC, gen, word_block(word), len};
-        const uint8_t *h = (const uint8_t *)&head;
-        size_t h_len = sizeof head, left = len;
-        /* The rest of a cut-off block comes first.  Its generation is over, or its bytes still stand. */
-        if (w->debt_len && !pipe_write(w, &w->debt, &w->debt_len, gen)) return !w->detached;
-        bool ok = pipe_write(w, &h, &h_len, gen);
-        if (ok) ok = pipe_write(w, &bytes, &left, gen);
-        if (!ok) {
-            if (h_len && h_len < sizeof head) w->detached = w->broken = true; /* half a header: the pipe cannot be mended */
-            else if (!h_len && left) w->debt = bytes, w->debt_len = left;
-            return !w->detached;
-        }
+        PyThreadState *ts = PyEval_SaveThread();
+        bool ok = trunk_block(w, gen, word_block(word), bytes, len);
+        PyEval_RestoreThread(ts);
+        if (!ok) return !w->detached;
     }
     CAS(&w->entry->word, &word, make_word(gen, true, (word_block(word) + 1) << 16));
     return true;
@@ -178,7 +183,7 @@ static bool hand_up(struct writer *w, uint64_t word) {
 /* Patience is for one trace: in the next one it is tried again, unless the pipe itself broke. */
 static bool attach_again(struct writer *w) {
     if (!word_on(LOAD(&w->head->gen))) return false;
-    if (w->broken || LOAD(&w->head->first_gen) == w->trace) {
+    if ((w->trunk && w->trunk->broken) || LOAD(&w->head->first_gen) == w->trace) {
         atomic_fetch_add_explicit(&w->entry->lost, 1, memory_order_relaxed);
         return false;
     }
@@ -205,8 +210,7 @@ int writer_open_anew(struct writer *w, struct event *ev, size_t need) {
         if (whole) { /* somebody published or moved since: keep times in order */
             t = now_ns();
             if (LOAD(&w->head->gen) != g) continue;
-            uint64_t first = LOAD(&w->head->first_gen);
-            if (first != w->trace) w->trace = first, w->patience = (int64_t)LOAD(&w->head->patience);
+            w->trace = LOAD(&w->head->first_gen);
         }
         ev->word = word;
         ev->whole = whole;

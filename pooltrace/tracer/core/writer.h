@@ -4,11 +4,22 @@
 
 #include "core.h"
 
+struct trunk {                /* a worker's trace pipe, for all its threads */
+    pthread_mutex_t lock;     /* taken without the GIL, held over a whole block */
+    int fd;                   /* under lock: write end, owned; -1: there is none */
+    const uint8_t *debt;      /* under lock: rest of a block that was cut off by a switch */
+    size_t debt_len;
+    int64_t patience;         /* under lock: ns that they may still wait, together, for a full pipe */
+    uint64_t trace;           /* under lock: first generation of the trace in which that is */
+    _Atomic bool broken;      /* set under lock: nothing more can be written to it */
+};
+
 struct writer {               /* one per thread, that thread only (with the GIL) */
     enum kind kind;
-    uint64_t epoch;           /* of the registry when entry was taken; another one: void */
-    struct head *head;        /* borrowed for threads, owned for a worker */
-    struct entry *entry;      /* borrowed for threads, owned for a worker; NULL before the first use */
+    uint64_t epoch;           /* of the registry when entry was taken; another one: void (threads) */
+    struct head *head;        /* borrowed */
+    struct entry *entry;      /* borrowed for threads, owned for a worker and its guests; NULL before the first use */
+    uint32_t index;           /* its number; workers and guests */
     struct slot *slot;        /* borrowed; threads only */
     uint64_t last_word;       /* what this thread published last, and when */
     uint64_t last_time;
@@ -23,13 +34,9 @@ struct writer {               /* one per thread, that thread only (with the GIL)
     void *ticket;             /* of that wait: an owned reference, GIL; left alone at the thread's end, which has none */
     uint64_t g;               /* its G there */
     uint32_t seq, seq_gen;    /* sequenced events of its G in that generation */
-    int pipe;                 /* worker: the trace pipe's write end, owned */
-    const uint8_t *debt;      /* worker: rest of a block that was cut off by a switch */
-    size_t debt_len;
-    int64_t patience;         /* worker: ns that it may still wait for a full pipe */
-    uint64_t trace;           /* first generation of the trace that patience is for */
-    bool detached;            /* recording failed here: nothing more is written in this trace, */
-    bool broken;              /* nor in any later one */
+    struct trunk *trunk;      /* borrowed; workers and guests */
+    uint64_t trace;           /* first generation of the trace in which it wrote last */
+    bool detached;            /* recording failed here: nothing more is written in this trace */
 };
 
 /* An event that is being written. */
@@ -49,7 +56,7 @@ int writer_open_anew(struct writer *w, struct event *ev, size_t need); /* whatev
 /* 1: encode at ev->p (ev->dt is its time); 0: no trace is on, or none that this thread can write to.
  * Here is what is mostly the case: nobody has touched the word since this thread's last event. */
 static inline int writer_open(struct writer *w, struct event *ev, size_t need) {
-    if (w->entry && !w->detached && (w->kind == KIND_WORKER || w->epoch == registry.epoch)) {
+    if (w->entry && !w->detached && (w->kind != KIND_THREAD || w->epoch == registry.epoch)) {
         uint64_t t = now_ns(), g = LOAD(&w->head->gen), word = LOAD(&w->entry->word);
         if (word == w->last_word && word_gen(word) == word_gen(g) && word_on(word) && word_pos(word) + need + 24 <= PT_BLOCK) {
             uint8_t *at = w->entry->buffer[word_gen(word) & 1] + word_pos(word);
@@ -79,6 +86,15 @@ bool writer_register(struct writer *w, bool starter); /* threads: an entry in th
 void writer_dispose(void *writer);       /* at the thread's end; without the GIL */
 bool writer_off_state(struct writer *w, uint32_t state); /* true: stored; false: a trace is on */
 void writer_after_fork(void);            /* in the child */
+bool trunk_block(struct writer *w, uint32_t gen, uint32_t block, const uint8_t *bytes, uint32_t len); /* without the GIL */
+
+/* guest.c */
+int home_open(struct writer *w, struct head *head, int file, struct entry *e, uint32_t index, int pipe); /* 0, or errno */
+struct head *home_head(void);            /* the arena in which this process is a worker, or NULL */
+bool guest_register(struct writer *w);   /* another thread of a worker takes an entry there */
+void guest_dispose(struct writer *w);    /* at its end, entry and all; without the GIL */
+void home_close(void);                   /* the worker's main thread ends */
+void home_after_fork(void);
 
 static inline bool writer_valid(const struct writer *w) { return w && w->entry && w->epoch == registry.epoch; }
 
