@@ -94,8 +94,7 @@ def event_loops() -> dict[str, Callable[[int], int]]:
     def regions(n: int) -> int:
         start = clock()
         for _ in itertools.repeat(None, n):
-            begin(kind, 0, "region", stack)
-            end()
+            end(begin(kind, 0, "region", stack))
         return clock() - start
 
     def logs(n: int) -> int:
@@ -186,7 +185,7 @@ def stub_tracer() -> None:
     empty_list: list[object] = []
     empty_dict: dict[object, object] = {}
     stubs: dict[str, Callable[..., object]] = {
-        **dict.fromkeys(("unit_end", "idle", "leave", "region_end", "enter"), empty_list.clear),
+        **dict.fromkeys(("unit_end", "idle", "leave", "enter"), empty_list.clear),
         **dict.fromkeys(("go_resume", "go_unblock", "task_end"), empty_dict.get),
         "enabled": empty_list.__len__,
         "stack": lambda skip=0: stack,
@@ -194,7 +193,8 @@ def stub_tracer() -> None:
         "go_create": lambda g, start, stack: 0,
         "go_block": lambda reason, stack: None,
         "task_begin": lambda task, parent, name, stack: None,
-        "region_begin": lambda kind, task, name, stack: None,
+        "region_begin": lambda kind, task, name, stack: 0,
+        "region_end": lambda handle=0: None,
         "log": lambda task, key, value: None,
         "unit_begin": lambda g, generation, start: None,
         "run_chunk": lambda func, items, star, task, name, start: list(

@@ -110,9 +110,11 @@ def _thread(count: int) -> None:
 
     def run() -> None:
         for i in range(count):
-            emit.region_begin(emit.REGION, 0, "of a thread", None)
+            emit.enter()
+            handle = emit.region_begin(emit.REGION, 0, "of a thread", None)
             emit.log(0, "thread", str(i))
-            emit.region_end()
+            emit.region_end(handle)
+            emit.leave()
 
     thread = threading.Thread(target=run)
     thread.start()
@@ -122,12 +124,12 @@ def _thread(count: int) -> None:
 def _regions(depth: int) -> None:
     if depth == 0:
         return
-    emit.region_begin(emit.REGION, 0, f"depth {depth}", None)
+    handle = emit.region_begin(emit.REGION, 0, f"depth {depth}", None)
     try:
         emit.log(0, "depth", str(depth))
         _regions(depth - 1)
     finally:
-        emit.region_end()
+        emit.region_end(handle)
 
 
 def _logs(count: int) -> None:

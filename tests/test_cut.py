@@ -65,7 +65,6 @@ def begin_item(g: int) -> None:
 
 def end_item() -> None:
     emit.region_end()
-    emit.region_end()
     emit.unit_end()
 
 

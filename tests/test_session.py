@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -340,7 +341,7 @@ def test_emits_nested_in_emits(tmp_path: Path, judge: Judge) -> None:
         gc.set_threshold(1)
         try:
             for i in range(300):
-                body = f"emit.log(0, 'outer', str({i})); emit.region_begin(0, 0, 'r{i}', None); emit.region_end()"
+                body = f"emit.log(0, 'outer', str({i})); emit.region_end(emit.region_begin(0, 0, 'r{i}', None))"
                 exec(f"def f{i}(): {body}", globals())  # a code object that no table has seen
                 globals()[f"f{i}"]()
         finally:
@@ -361,8 +362,7 @@ def test_more_names_than_the_tables_hold(tmp_path: Path, judge: Judge) -> None:
     kept = emit.frame("kept", "kept.py", 7)
     with trace(path, period=0.05):
         for i in range(count):
-            emit.region_begin(emit.REGION, 0, f"name {i}", kept)
-            emit.region_end()
+            emit.region_end(emit.region_begin(emit.REGION, 0, f"name {i}", kept))
     judge(path)
     regions = [e for e in order.read_events(path) if e.name == "UserRegionBegin"]
     assert [e.string("name") for e in regions] == [f"name {i}" for i in range(count)]
@@ -388,8 +388,7 @@ def test_a_deep_stack_keeps_its_innermost_frames(tmp_path: Path, judge: Judge) -
         if n:
             down(n - 1)
         else:
-            emit.region_begin(emit.REGION, 0, "deep", None)
-            emit.region_end()
+            emit.region_end(emit.region_begin(emit.REGION, 0, "deep", None))
 
     with trace(path):
         down(200)
@@ -657,3 +656,116 @@ def test_a_stopped_worker_does_not_hold_up_the_advance(tmp_path: Path, judge: Ju
         worker.answer()
         submit(worker, 2)
     judge(path)
+
+
+# --- regions that interleave ----------------------------------------------------------------------
+
+
+def regions_of(path: Path) -> list[str]:
+    """Begins (+) and ends (-) of regions and the logs, in order."""
+    sign = {"UserRegionBegin": ("+", "name"), "UserRegionEnd": ("-", "name"), "UserLog": ("", "key")}
+    events = [event for event in order.read_events(path) if event.name in sign]
+    return [sign[event.name][0] + event.string(sign[event.name][1]) for event in events]
+
+
+def test_a_region_that_is_not_the_innermost_first_ends_what_is_in_it(tmp_path: Path, judge: Judge) -> None:
+    path = tmp_path / "t.trace"
+    with trace(path):
+        first = emit.region_begin(emit.REGION, 0, "first", None)
+        second = emit.region_begin(emit.REGION, 0, "second", None)
+        assert 0 < first < second
+        emit.region_end(first)
+        emit.log(0, "between", "")
+        emit.region_end(second)  # it has been ended
+        emit.region_end(first)  # twice
+        emit.region_end(0)  # that of a region that was not recorded
+        emit.region_end(10**15)
+    judge(path)
+    assert regions_of(path) == ["+first", "+second", "-second", "-first", "between"]
+
+
+def leave_region_open(_: int) -> None:
+    emit.region_begin(emit.REGION, 0, "left open", None)
+
+
+def run_and_leave_open(g: int) -> None:
+    """In a worker."""
+    emit.unit_begin(g, 0, None)
+    emit.run_chunk(leave_region_open, range(2), 0, 0, "item", None)
+    emit.region_begin(emit.PHASE, 0, "pickle", None)
+    emit.region_end()
+    emit.unit_end()
+    emit.idle()
+
+
+def test_a_region_left_open_ends_with_its_item(tmp_path: Path, judge: Judge) -> None:
+    path = tmp_path / "t.trace"
+    with crew(1) as (worker,), trace(path):
+        worker.do(run_and_leave_open, emit.new_g())
+    judge(path)
+    assert regions_of(path) == 2 * ["+item", "+left open", "-left open", "-item"] + ["+pickle", "-pickle"]
+
+
+def test_a_region_of_an_older_trace_or_of_another_thread_ends_nothing(tmp_path: Path, judge: Judge) -> None:
+    path = tmp_path / "t.trace"
+    with trace(tmp_path / "older.trace"):
+        old = emit.region_begin(emit.REGION, 0, "old", None)
+    with trace(path):
+        emit.region_begin(emit.REGION, 0, "outer", None)
+        emit.region_end(old)
+        foreign: list[int] = []
+
+        def other() -> None:
+            emit.enter()
+            foreign.append(emit.region_begin(emit.REGION, 0, "foreign", None))
+            emit.log(0, "foreign began", "")
+            emit.leave()
+
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+        emit.region_end(foreign[0])
+        emit.log(0, "inside outer", "")
+    judge(path)
+    mine = [e for e in order.read_events(path) if e.m == threading.get_native_id()]
+    names = [e.name for e in mine]
+    assert names.count("UserRegionBegin") == 1
+    assert "UserRegionEnd" not in names[: names.index("UserLog")]
+
+
+def coroutines(g: int) -> list[str]:
+    """In a worker: a unit in which two coroutines wait for each other inside their regions."""
+    import asyncio
+
+    said: list[str] = []
+
+    async def one(name: str, mine: asyncio.Event, other: asyncio.Event) -> None:
+        handle = emit.region_begin(emit.REGION, 0, name, None)
+        mine.set()
+        await other.wait()
+        emit.log(0, "in " + name, "")
+        said.append(name)
+        emit.region_end(handle)
+
+    async def both() -> None:
+        a, b = asyncio.Event(), asyncio.Event()
+        await asyncio.gather(one("a", a, b), one("b", b, a))
+
+    emit.unit_begin(g, 0, None)
+    asyncio.run(both())
+    emit.unit_end()
+    emit.idle()
+    return said
+
+
+def test_coroutines_in_a_unit_do_not_end_each_other_s_unit(tmp_path: Path, judge: Judge) -> None:
+    path = tmp_path / "t.trace"
+    with crew(1) as (worker,), trace(path, period=0.001):
+        said = [name for _ in range(50) for name in worker.do(coroutines, emit.new_g())]
+    judge(path)
+    found = regions_of(path)
+    assert [name[3:] for name in found if name.startswith("in ")] == said
+    assert Counter(name for name in found if name[0] in "+-") == {"+a": 50, "-a": 50, "+b": 50, "-b": 50}
+    figures = summary()
+    assert figures is not None
+    assert (figures["units"], figures["lost_events"]) == (50, 0)

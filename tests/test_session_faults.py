@@ -260,19 +260,21 @@ def test_more_made_stacks_than_a_stream_has_ids_for() -> None:
 def test_regions_that_are_too_deep_are_left_out_with_their_ends(tmp_path: Path, judge: Judge) -> None:
     path, deep = tmp_path / "t.trace", 5000
     with trace(path):
-        emit.region_begin(emit.REGION, 0, "outer", None)
+        outer = emit.region_begin(emit.REGION, 0, "outer", None)
         for _ in range(deep):
-            emit.region_begin(emit.REGION, 0, "inner", None)
+            emit.region_begin(emit.PHASE, 0, "inner", None)
+        handle = emit.region_begin(emit.REGION, 0, "too deep", None)
         for _ in range(deep):
             emit.region_end()
         emit.log(0, "key", "inside outer")
-        emit.region_end()
+        emit.region_end(handle)
+        emit.region_end(outer)
     judge(path)
     names = [event.name for event in order.read_events(path)]
     at = names.index("UserLog")
     assert names[:at].count("UserRegionBegin") - names[:at].count("UserRegionEnd") == 1
     assert names.count("UserRegionBegin") == names.count("UserRegionEnd") == 4096
-    assert figures()["lost_events"] == deep + 1 - 4096
+    assert figures()["lost_events"] == deep + 2 - 4096
 
 
 def test_generation_numbers_wrap(tmp_path: Path, judge: Judge) -> None:

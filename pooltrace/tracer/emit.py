@@ -5,7 +5,8 @@ argument).  With no trace on, each costs a load and a branch.  Which thread may 
 
     any thread of the parent   enter, leave, go_create, go_cancel, go_block, go_unblock, go_resume, task_begin, task_end
     a worker's main thread     unit_begin, unit_end, idle, run_chunk
-    both                       region_begin, region_end, log
+    its other threads          enter, leave, go_block, go_resume
+    all of them                region_begin, region_end, log
 
 ``Stack`` objects are handles for Python stacks; ``None`` in a stack's place means the stack of now (a start function
 that is ``None`` is left out).  Times are CLOCK_MONOTONIC in ns, taken inside.

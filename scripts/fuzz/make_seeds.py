@@ -13,9 +13,8 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent / "seeds"
 
 (STRING, STACK, TIME) = range(1, 4)
-(CREATE, BEGIN, END, CANCEL, IDLE, BLOCK, UNBLOCK, RESUME, ENTER, LEAVE, TASK, TASK_END, REGION, REGION_END, LOG) = (
-    range(8, 23)
-)
+(CREATE, BEGIN, END, CANCEL, IDLE, BLOCK, UNBLOCK, RESUME, ENTER, LEAVE) = range(8, 18)
+(TASK, TASK_END, REGION, REGION_END, LOG, SPAN, SPAN_END) = range(18, 25)
 SELF, SAME = 1, 2
 T0 = 10**9  # the clock of fuzz_merge: no later than the machine's own, or the merge does not believe it
 
@@ -51,6 +50,7 @@ def names() -> bytes:
 
 def unit(g: int, created: int) -> bytes:
     items = b"".join(op(REGION, 50, 2, 7, 1, 2) + op(REGION_END, 900) for _ in range(3))
+    items += op(SPAN, 5, 9, 7, 1, 2) + op(SPAN, 5, 10, 7, 1, 2) + op(SPAN_END, 5, 9) + op(SPAN_END, 5, 10)
     phase = string(3, b"unpickle") + op(REGION, 10, 1, 0, 3, 0) + op(REGION_END, 40)
     return op(BEGIN, 100, g, created, 1) + phase + items + log(5, 7, 1, b"12 ms") + op(END, 20) + op(IDLE, 3)
 

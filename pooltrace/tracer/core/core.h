@@ -128,9 +128,11 @@ enum op {
     OP_LEAVE,       /* dt */
     OP_TASK,        /* dt, task, parent, name, stack */
     OP_TASK_END,    /* dt, task, stack */
-    OP_REGION,      /* dt, kind, task, name, stack */
-    OP_REGION_END,  /* dt */
+    OP_REGION,      /* dt, kind, task, name, stack: ours; they nest */
+    OP_REGION_END,  /* dt: of the innermost of ours */
     OP_LOG,         /* dt, task, key, length, bytes */
+    OP_SPAN,        /* dt, serial, task, name, stack: a region of the user's, which may end in any order */
+    OP_SPAN_END,    /* dt, serial */
     OP_MAX
 };
 enum { RESUME_SELF = 1, RESUME_SAME = 2 }; /* nobody else unblocked it / it was unblocked in this generation */

@@ -7,12 +7,13 @@ static inline struct writer *ready_any(void) {
     return w && (w->kind == KIND_WORKER || may_write(w)) ? w : NULL;
 }
 
-static inline void emit_region(struct writer *w, uint32_t kind, uint64_t task, const struct refs *r) {
+/* `what`: the kind of one of ours, the serial of a user's. */
+static inline void emit_region(struct writer *w, enum op op, uint64_t what, uint64_t task, const struct refs *r) {
     struct event ev;
-    while (open_with(w, &ev, 48, r, w->kind != KIND_WORKER)) {
-        *ev.p++ = OP_REGION;
+    while (open_with(w, &ev, 56, r, w->kind != KIND_WORKER)) {
+        *ev.p++ = (uint8_t)op;
         ev.p = put_varint(ev.p, ev.dt);
-        *ev.p++ = (uint8_t)kind;
+        ev.p = put_varint(ev.p, what);
         ev.p = put_varint(ev.p, task);
         ev.p = put_varint(ev.p, string_id(r->name));
         ev.p = put_varint(ev.p, id_of(r->stack));
@@ -29,13 +30,25 @@ static inline void emit_region_end(struct writer *w) {
     } while (!writer_publish(w, &ev));
 }
 
+static void emit_span_end(struct writer *w, uint64_t serial) {
+    struct event ev;
+    do {
+        if (!writer_open(w, &ev, 32)) return;
+        *ev.p++ = OP_SPAN_END;
+        ev.p = put_varint(ev.p, ev.dt);
+        ev.p = put_varint(ev.p, serial);
+    } while (!writer_publish(w, &ev));
+}
+
+/* A user's region gets a number, since it may end after one that began before it (coroutines). */
 static PyObject *region_begin(PyObject *m, PyObject *const *args, Py_ssize_t n) {
     (void)m;
+    static uint64_t serials; /* GIL */
     if (arg_count(n, 4, "region_begin") < 0) return NULL;
     struct writer *w = ready_any();
-    if (!w) Py_RETURN_NONE;
+    if (!w) return PyLong_FromLong(0);
     struct refs r = {0};
-    uint64_t kind, task;
+    uint64_t kind, task, serial = 0;
     emit_begin();
     bool failed = arg_uint(args[0], &kind) < 0 || arg_uint(args[1], &task) < 0 || !(r.name = string_of_cached(args[2])) ||
                   arg_stack(args[3], true, &r.stack) < 0;
@@ -43,14 +56,21 @@ static PyObject *region_begin(PyObject *m, PyObject *const *args, Py_ssize_t n) 
         PyErr_SetString(PyExc_ValueError, "region_begin(): kind must be REGION, PHASE or ITEM");
         failed = true;
     }
-    if (!failed) emit_region(w, (uint32_t)kind, task, &r);
-    return emit_done(&r, failed);
+    if (!failed && kind == REGION_USER) emit_region(w, OP_SPAN, serial = ++serials, task, &r);
+    else if (!failed) emit_region(w, OP_REGION, kind, task, &r);
+    emit_end();
+    refs_free(&r);
+    return failed ? NULL : PyLong_FromUnsignedLongLong(serial);
 }
 
-static PyObject *region_end(PyObject *m, PyObject *unused) {
-    (void)m, (void)unused;
+static PyObject *region_end(PyObject *m, PyObject *const *args, Py_ssize_t n) {
+    (void)m;
+    uint64_t serial = 0;
+    if (n > 1) return arg_count(n, 1, "region_end"), NULL;
+    if (n == 1 && arg_uint(args[0], &serial) < 0) return NULL;
     struct writer *w = ready_any();
-    if (w) emit_region_end(w);
+    if (w && n == 0) emit_region_end(w);
+    else if (w && serial) emit_span_end(w, serial);
     Py_RETURN_NONE;
 }
 
@@ -159,7 +179,7 @@ static PyObject *run_item(PyObject *func, PyObject *item, bool star, uint64_t ta
     struct writer *w = ready_any();
     if (w) {
         in_emit++; /* the ids stay, though a full pipe is waited for without the GIL */
-        emit_region(w, REGION_ITEM, task, r);
+        emit_region(w, OP_REGION, REGION_ITEM, task, r);
         emit_end();
     }
     result = star ? PyObject_Call(func, args, NULL) : PyObject_CallOneArg(func, item);
@@ -196,8 +216,10 @@ static PyObject *run_chunk(PyObject *m, PyObject *const *args, Py_ssize_t n) {
 }
 
 PyMethodDef unit_methods[] = {
-    FAST("region_begin", region_begin, "region_begin(kind, task, name, stack)."),
-    {"region_end", region_end, METH_NOARGS, "region_end(): of the innermost region."},
+    FAST("region_begin", region_begin,
+         "region_begin(kind, task, name, stack) -> int: the handle of a REGION, 0 for the other kinds or when it was not recorded."),
+    FAST("region_end", region_end,
+         "region_end([handle]): of the innermost PHASE or ITEM; of the REGION with that handle, wherever it is (0: none). What is inside ends first."),
     FAST("log", log_event, "log(task, key, value)."),
     FAST("unit_begin", unit_begin, "unit_begin(g, generation, start): the unit starts to run."),
     {"unit_end", unit_end, METH_NOARGS, "unit_end(): the unit is over."},

@@ -74,15 +74,18 @@ static void proc_stop(struct merge *g, struct mst *m, uint64_t t) {
 }
 
 static void region_pop(struct merge *g, struct mst *m, uint64_t t) {
-    if (m->skipped) {
-        m->skipped--;
-        return;
-    }
-    if (m->nregions == 0) return; /* began before the trace */
     struct region *r = &m->regions[--m->nregions];
     put(g, m, GoUserRegionEnd, t, ARRAY(r->task, str_use(g, r->name), 0));
     account_region(g, m, r, t);
     r->name->refs--;
+}
+
+/* Closes the innermost region with that serial, and first what is inside it.  None: it began before the trace, or was
+ * closed with one around it. */
+static void region_close(struct merge *g, struct mst *m, uint64_t t, uint64_t serial) {
+    uint32_t i = m->nregions;
+    while (i > 0 && m->regions[i - 1].serial != serial) i--;
+    while (i > 0 && m->nregions >= i) region_pop(g, m, t);
 }
 
 static void g_forget(struct mst *m) {
@@ -271,27 +274,32 @@ static void thread_resume(struct merge *g, struct mst *m, uint64_t t, uint64_t f
     m->seq = seq;
 }
 
-static void region_push(struct merge *g, struct mst *m, uint64_t t, const uint64_t *a, struct str *name, struct stk *stack) {
+/* No room: its end is to be skipped as well, but a user's finds nothing of its serial. */
+static void region_skip(struct merge *g, struct mst *m, uint64_t serial) {
+    if (!serial) m->skipped++;
+    g->lost_events++;
+}
+
+static void region_push(struct merge *g, struct mst *m, uint64_t t, struct region r, struct stk *stack) {
     if (m->gs != GS_RUNNING) return;
     if (m->skipped || m->nregions == REGIONS_MAX) {
-        m->skipped++;
-        g->lost_events++;
+        region_skip(g, m, r.serial);
         return;
     }
     if (m->nregions == m->regions_cap) {
         uint32_t cap = m->regions_cap ? 2 * m->regions_cap : 8;
         struct region *grown = realloc(m->regions, cap * sizeof *grown);
         if (!grown) {
-            m->skipped++;
-            g->lost_events++;
+            region_skip(g, m, r.serial);
             return;
         }
         m->regions = grown;
         m->regions_cap = cap;
     }
-    put(g, m, GoUserRegionBegin, t, ARRAY(a[1], str_use(g, name), stk_use(g, stack)));
-    name->refs++;
-    m->regions[m->nregions++] = (struct region){.task = a[1], .begin = m->out.last, .name = name, .kind = (enum region_kind)a[0]};
+    put(g, m, GoUserRegionBegin, t, ARRAY(r.task, str_use(g, r.name), stk_use(g, stack)));
+    r.name->refs++;
+    r.begin = m->out.last;
+    m->regions[m->nregions++] = r;
 }
 
 static bool take_log(struct merge *g, struct mst *m, uint64_t t, const uint64_t *a, const uint8_t **p, const uint8_t *end) {
@@ -305,7 +313,8 @@ static bool take_log(struct merge *g, struct mst *m, uint64_t t, const uint64_t 
 
 static const uint8_t arg_counts[OP_MAX] = {
     [OP_CREATE] = 3, [OP_BEGIN] = 3,  [OP_BLOCK] = 2,    [OP_UNBLOCK] = 4, [OP_RESUME] = 1, [OP_ENTER] = 1,
-    [OP_TASK] = 4,   [OP_TASK_END] = 2, [OP_REGION] = 4, [OP_LOG] = 3,     [OP_CANCEL] = 3,
+    [OP_TASK] = 4,   [OP_TASK_END] = 2, [OP_REGION] = 4, [OP_LOG] = 3,     [OP_CANCEL] = 3, [OP_SPAN] = 4,
+    [OP_SPAN_END] = 1,
 };
 
 /* One event with a time; a holds its arguments.  False: the stream makes no sense. */
@@ -343,10 +352,18 @@ static bool step(struct merge *g, struct mst *m, uint8_t op, uint64_t t, const u
         return true;
     case OP_REGION:
         if (a[0] > REGION_ITEM || !str_at(m, a[2])) return false;
-        region_push(g, m, t, a, str_at(m, a[2]), stk_at(m, a[3]));
+        region_push(g, m, t, (struct region){.kind = (enum region_kind)a[0], .task = a[1], .name = str_at(m, a[2])}, stk_at(m, a[3]));
         return true;
     case OP_REGION_END:
-        if (running) region_pop(g, m, t);
+        if (running && m->skipped) m->skipped--;
+        else if (running) region_close(g, m, t, 0);
+        return true;
+    case OP_SPAN:
+        if (a[0] == 0 || !str_at(m, a[2])) return false;
+        region_push(g, m, t, (struct region){.serial = a[0], .task = a[1], .name = str_at(m, a[2])}, stk_at(m, a[3]));
+        return true;
+    case OP_SPAN_END:
+        if (running && a[0]) region_close(g, m, t, a[0]);
         return true;
     case OP_LOG: return take_log(g, m, t, a, p, end);
     default: return false;

@@ -57,6 +57,7 @@ struct out {              /* the batch that is being filled for one M */
 
 struct region {
     uint64_t task, begin;
+    uint64_t serial;      /* a user's region; 0: one of ours */
     struct str *name;     /* one of its refs */
     enum region_kind kind;
 };
