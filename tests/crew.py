@@ -76,15 +76,15 @@ class Worker:
         self.order(function, *args)
         return self.answer()
 
-    def end(self, *, kill: bool = False) -> None:
-        """Ends the process, by SIGKILL if so wished, and closes its stream."""
+    def end(self, *, kill: bool = False, claimed: tuple[int, int, emit.Stack] | None = None) -> None:
+        """Ends the process, by SIGKILL if so wished, and closes its stream, with the unit that it had claimed."""
         if kill:
             os.kill(self.pid, signal.SIGKILL)
         _parents_ends.difference_update((self.orders, self.answers))
         os.close(self.orders)
         _, status = os.waitpid(self.pid, 0)
         os.close(self.answers)
-        self.place.gone(f"pid {self.pid} was killed by SIGKILL" if kill else None)
+        self.place.gone(f"pid {self.pid} was killed by SIGKILL" if kill else None, claimed)
         assert kill or status == 0, f"worker {self.pid} ended with status {status}"
 
 
