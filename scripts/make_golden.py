@@ -192,6 +192,12 @@ def add_good_more() -> None:
         batch(100, 2000, *parent(), "UserTaskEnd dt=1 task=1 stack=0"), gen=2, time=2000, strings={}, stacks={}
     )
     scenario("task-over-border", "a job that ends in a generation that does not have its name", [*alone(task), *over])
+    unusual = ("HeapAlloc dt=1 bytes=5", "UserTaskEnd dt=1 task=1 stack=0", *parent())
+    scenario(
+        "statuses-late",
+        "a generation that says what its M does after its M has done something: no writer's, but readers allow it",
+        [*alone(task), *generation(batch(100, 2000, *unusual), gen=2, time=2000)],
+    )
     scenario(
         "wrap",
         "generation numbers wrap to 4 (1.26 only)",

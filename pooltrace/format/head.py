@@ -6,7 +6,8 @@ with its start function; the user regions that the running ones are in; the task
 no files, no generations but the one that it is for.
 
 What is in it has times just before the generation's own, one unit of time apart. A G that runs or is in a syscall has
-its status in the generation itself, as the format asks for; so a second one is given only to put its regions behind.
+its status in the generation itself, as the format asks for; so a second one is given only to put its regions behind, or
+if its M's batches do not begin with one (no writer does that, readers allow it).
 Tasks can be begun by a running G only: a G that was destroyed before comes back for it, on the M and P that it had.
 """
 
@@ -18,7 +19,7 @@ from typing import Final, NamedTuple
 from pooltrace.format import spec
 from pooltrace.format.generation import Frame, Generation
 from pooltrace.format.order import Event
-from pooltrace.format.raw import Batch, RawEvent, encode_event
+from pooltrace.format.raw import Batch, RawEvent, encode_event, read_events
 from pooltrace.format.spec import GoStatus, Header, ProcStatus
 from pooltrace.format.states import State
 
@@ -139,24 +140,35 @@ class _Line(NamedTuple):
 def make_head(state: State, origins: Origins, generation: Generation) -> list[Batch]:
     """The batches to put before those of ``generation``, given the states at its border: after all events before it."""
     header, added = generation.header, _Added(generation)
-    lines = [*_in_regions(state, origins, header, added), *_waiting(state, origins, header, added)]
+    lines = [*_at_work(state, origins, generation, header, added), *_waiting(state, origins, header, added)]
     lines += _tasks(state, origins, added)
     begin = max(1, generation.min_time - len(lines))
     return [*_batches(lines, generation.gen, begin), *_tables(added, generation.gen, begin)]
 
 
-def _in_regions(state: State, origins: Origins, header: Header, added: _Added) -> Iterator[_Line]:
+def _at_work(state: State, origins: Origins, generation: Generation, header: Header, added: _Added) -> Iterator[_Line]:
+    """Ms that have a P: those whose own batches do not begin with it, and those whose G is in regions."""
     for m in state.ms.values():
-        g, p = state.gs.get(m.g), state.ps.get(m.p)
-        if g is None or p is None or not g.regions:
+        p, g = state.ps.get(m.p), state.gs.get(m.g)
+        if p is None or p.status != ProcStatus.RUNNING or (g is not None and g.status != GoStatus.RUNNING):
             continue
-        if g.status != GoStatus.RUNNING or p.status != ProcStatus.RUNNING:
+        regions = origins.regions.get(m.g, ()) if g is not None and g.regions else ()
+        if not regions and _begins_with_status(generation, m.id):
             continue
         yield _Line(m.id, "ProcStatus", (m.p, ProcStatus.RUNNING))
+        if g is None:
+            continue
         yield _status(m.id, m.g, m.id, GoStatus.RUNNING, origins, header, added)
-        for region in origins.regions.get(m.g, ()):
+        for region in regions:
             args = (region.task, added.string(region.name), added.stack(region.stack))
             yield _Line(m.id, "UserRegionBegin", args)
+
+
+def _begins_with_status(generation: Generation, m: int) -> bool:
+    for batch in generation.batches.get(m, ()):
+        for event in read_events(batch, generation.header):
+            return event.spec.name == "ProcStatus"
+    return True  # it says nothing
 
 
 def _waiting(state: State, origins: Origins, header: Header, added: _Added) -> Iterator[_Line]:
