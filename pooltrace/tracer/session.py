@@ -9,7 +9,8 @@ The advance (core/coord.c, core/writer.c)
  2. The generation in force is stored before any word is moved.  Else an effect could be older than its cause.
  3. One thread writes to a word.  An emit that is nested in another publishes first; the outer one is encoded anew.
  4. An M registers before it reads the generation, under the lock under which the coordinator lists the Ms after
-    storing the new one.  Else an M could write into a generation that is not gathered from it.
+    storing the new one.  Else an M could write into a generation that is not gathered from it.  A worker's threads
+    register in the arena's table, with a fence in the lock's place.
 Form (core/merge.c, core/generation.c)
  5. A generation begins with the statuses in which the streams ended, ProcsChange and HeapGoal; what idles has its
     status from M -1 (another M's batch would bind it there).
@@ -23,8 +24,11 @@ Form (core/merge.c, core/generation.c)
 Starting, waiting, ending
 12. With no trace on, an M's word says what it does; the exchange that starts a trace returns it.
 13. GoBlock is written under the wait's lock; of waker and waiter exactly one writes GoUnblock (the ticket).
-14. The thread that starts the trace is in it by status; others come in with enter() and go out with leave().
-15. An end without a begin in this trace is dropped, by the merge.
+14. The thread that starts the trace is in it by status; others, those of workers too, come in with enter() and go out
+    with leave().  What a worker's thread says goes up the worker's pipe, its end last: else a later thread with the
+    same id could stand before it in the file.
+15. An end without a begin in this trace is dropped, by the merge.  The end of a region that is not the innermost first
+    ends those in it; a later end of theirs does nothing.
 16. A dead worker's pipe is read to its end, then its buffer; then its stream is closed, with the unit that it had
     claimed even if it had not said that it began; then the slot is filled.  A unit that will never run is started and
     ended on the coordinator's M: else it would wait for ever.
@@ -34,7 +38,8 @@ Robustness
 18. Batches go to the sink as they come, and to the file itself: memory does not grow with the run, and a kill loses no
     more than the generation at hand.
 19. A sink that fails ends the trace, never the job; the first error is raised by stop().
-20. Workers have no thread of ours; a forked child has no tracer unless it becomes a worker.
+20. Workers have no thread of ours; a forked child has no tracer unless it becomes a worker.  A worker's threads
+    go with it.
 21. With no trace on, an event costs a load and a branch.
 """
 
