@@ -73,6 +73,7 @@ static void guest_comes(uint32_t i) {
     if (entry_take(registry.head, registry.fd, owner, &s.guest, &e) != 0) return;
     entry_init(e, registry.head, KIND_GUEST, 0);
     STORE(&e->m, 2ull << 40 | s.guest);
+    STORE(&e->since, now_ns());
     STORE(&registry.head->owner[s.guest], owner | OWNER_LISTED);
     munmap(e, PT_STRIDE);
 }
@@ -233,6 +234,8 @@ static void begin(void) {
 
 static void finish(void) {
     after_gone();
+    for (uint32_t i = 0; i < registry.n; i++)
+        if (registry.slots[i]->state == SLOT_USED && registry.slots[i]->kind == KIND_GUEST) slot_free(registry.slots[i]);
     for (uint32_t i = 0; i < MS; i++) {
         close_pipe(i);
         if (s.slots[i] && s.slots[i]->state == SLOT_USED) {

@@ -71,9 +71,33 @@ static uint32_t entries(void) {
     return n < PT_ENTRIES ? (uint32_t)n : PT_ENTRIES;
 }
 
+#define P_USED UINT64_MAX
+
+/* Under the lock: the lowest P that was free before that time, or was never used.  Who gets it may have written since then, and what is read
+ * of him later must not be older than what another M did on the same P. */
+static uint64_t p_alloc_locked(uint64_t before) {
+    uint32_t p = 1; /* 0 is the thread that starts the trace */
+    while (p < registry.p_cap && registry.p_free[p] && registry.p_free[p] >= before) p++;
+    if (p >= registry.p_cap) {
+        uint32_t cap = registry.p_cap ? 2 * registry.p_cap : 64;
+        uint64_t *grown = realloc(registry.p_free, cap * sizeof *grown);
+        if (grown) {
+            memset(grown + registry.p_cap, 0, (cap - registry.p_cap) * sizeof *grown);
+            registry.p_free = grown;
+            registry.p_cap = cap;
+        }
+    }
+    if (p < registry.p_cap) registry.p_free[p] = P_USED;
+    return p;
+}
+
+static void p_free_locked(uint64_t p) {
+    if (p < registry.p_cap && registry.p_free[p] == P_USED) registry.p_free[p] = now_ns();
+}
+
 /* Under the lock.  A worker's P is its pool's. */
 static void give_p_back(const struct slot *s) {
-    if (s->kind != KIND_WORKER && s->p && s->p < registry.p_cap) registry.p_used[s->p] = 0;
+    if (s->kind != KIND_WORKER && s->p) p_free_locked(s->p);
 }
 
 void arena_destroy(void) {
@@ -105,8 +129,10 @@ void arena_destroy(void) {
 /* The first free entry, its memory reserved (else a full file system is a SIGBUS later) and mapped. */
 int entry_take(struct head *head, int fd, uint32_t owner, uint32_t *index, struct entry **e) {
     uint32_t i = 0, nobody = OWNER_FREE;
-    while (i < PT_ENTRIES && !CAS(&head->owner[i], &nobody, owner)) i++, nobody = OWNER_FREE;
+    while (i < PT_ENTRIES && (LOAD(&head->owner[i]) != OWNER_FREE || !CAS(&head->owner[i], &nobody, owner))) i++, nobody = OWNER_FREE;
     if (i == PT_ENTRIES) return ENOSPC;
+    uint64_t n = LOAD(&head->entries);
+    while (n <= i && !CAS(&head->entries, &n, i + 1)) {} /* now: whoever buries us finds it */
     int err;
     do err = posix_fallocate(fd, (off_t)PT_HEAD + (off_t)i * (off_t)PT_STRIDE, PT_STRIDE);
     while (err == EINTR);
@@ -115,8 +141,6 @@ int entry_take(struct head *head, int fd, uint32_t owner, uint32_t *index, struc
         STORE(&head->owner[i], OWNER_FREE);
         return err;
     }
-    uint64_t n = LOAD(&head->entries);
-    while (n <= i && !CAS(&head->entries, &n, i + 1)) {}
     *index = i;
     return 0;
 }
@@ -134,23 +158,6 @@ void entry_init(struct entry *e, const struct head *head, enum kind kind, uint64
     STORE(&e->done, 0);
     STORE(&e->lost, 0);
     STORE(&e->word, make_word(word_gen(g), word_on(g), PT_STATE_UNSET));
-}
-
-/* Under the lock. */
-static uint64_t p_alloc_locked(void) {
-    uint32_t p = 1; /* 0 is the thread that starts the trace */
-    while (p < registry.p_cap && registry.p_used[p]) p++;
-    if (p >= registry.p_cap) {
-        uint32_t cap = registry.p_cap ? 2 * registry.p_cap : 64;
-        uint8_t *grown = realloc(registry.p_used, cap);
-        if (grown) {
-            memset(grown + registry.p_cap, 0, cap - registry.p_cap);
-            registry.p_used = grown;
-            registry.p_cap = cap;
-        }
-    }
-    if (p < registry.p_cap) registry.p_used[p] = 1;
-    return p;
 }
 
 void counters_after_fork(void) { /* the child's own */
@@ -250,7 +257,7 @@ void slot_free_locked(struct slot *s) {
     free_one(s);
 }
 
-/* Guests that left without a word; not while a trace is on, which may have something of theirs. */
+/* Guests that left without a word while no trace was on; else the coordinator buries them. */
 void slots_reclaim(void) {
     for (uint32_t i = 0, n = entries(); i < n; i++) {
         uint32_t owner = LOAD(&registry.head->owner[i]);
@@ -265,13 +272,18 @@ void slots_adopt(void) {
     atomic_thread_fence(memory_order_seq_cst);
     for (uint32_t i = 0, n = entries(); i < n; i++) {
         uint32_t owner = LOAD(&registry.head->owner[i]), host = owner & OWNER_HOST;
-        if (!(owner & OWNER_LISTED) || owner & OWNER_ENDED || (i < registry.n && registry.slots[i]->state == SLOT_USED)) continue;
+        if (!(owner & OWNER_LISTED) || (i < registry.n && registry.slots[i]->state == SLOT_USED)) continue;
         struct slot *worker = host < registry.n ? registry.slots[host] : NULL;
         if (!worker || worker->state != SLOT_USED || worker->kind != KIND_WORKER) continue;
         struct entry *e = entry_map(registry.fd, i);
         struct slot *s = e ? slot_at(i, e) : NULL;
-        if (s) slot_init(s, KIND_GUEST, p_alloc_locked(), -1, worker);
-        else if (e) munmap(e, PT_STRIDE);
+        if (!s) {
+            if (e) munmap(e, PT_STRIDE);
+            continue;
+        }
+        uint64_t since = LOAD(&s->entry->since);
+        slot_init(s, KIND_GUEST, p_alloc_locked(since), -1, worker);
+        s->opened = since;
     }
 }
 
@@ -292,7 +304,7 @@ void slot_free(struct slot *s) {
 
 uint64_t p_alloc(void) {
     pthread_mutex_lock(&registry.lock);
-    uint64_t p = p_alloc_locked();
+    uint64_t p = p_alloc_locked(P_USED);
     pthread_mutex_unlock(&registry.lock);
     return p;
 }
@@ -301,13 +313,13 @@ void p0_take_back(void) {
     pthread_mutex_lock(&registry.lock);
     for (uint32_t i = 0; i < registry.n; i++) {
         struct slot *s = registry.slots[i];
-        if (s->state == SLOT_USED && s->kind == KIND_THREAD && s->p == 0) s->p = s->entry->p = p_alloc_locked();
+        if (s->state == SLOT_USED && s->kind == KIND_THREAD && s->p == 0) s->p = s->entry->p = p_alloc_locked(P_USED);
     }
     pthread_mutex_unlock(&registry.lock);
 }
 
 void p_free(uint64_t p) {
     pthread_mutex_lock(&registry.lock);
-    if (p < registry.p_cap) registry.p_used[p] = 0;
+    p_free_locked(p);
     pthread_mutex_unlock(&registry.lock);
 }

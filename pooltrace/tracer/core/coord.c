@@ -96,6 +96,7 @@ static void advance(bool on) {
     uint32_t gen = c.merge.gen, next = gen_next(gen);
     uint64_t before = c.switched = switch_all(next, on);
     gather(gen);
+    bury_ended(next);
     c.switched = 0;
     merge_close(&c.merge, c.slots, c.n);
     pthread_mutex_lock(&c.lock);
@@ -155,14 +156,6 @@ static struct stk *named_stack(const struct named_unit *u) {
         .line = u->line,
     };
     return frame.function && frame.file ? stk_get(g, &frame, 1) : NULL;
-}
-
-/* What a dead writer has left in the arena. */
-static void take_rest(struct slot *s) {
-    uint64_t word = LOAD(&s->entry->word);
-    uint32_t gen = word_gen(word), pos = word_pos(word);
-    if (word_on(word) && gen == c.merge.gen && pos && pos <= PT_BLOCK)
-        take(s, word_block(word), s->entry->buffer[gen & 1], pos);
 }
 
 static void serve_gone(void) {

@@ -74,6 +74,8 @@ void drain(struct in_pipe *p, int max);
 struct in_pipe *pipe_of(struct slot *s);
 void forget_slot(struct slot *s);
 void bury(struct slot *s);
+void take_rest(struct slot *s);
+void bury_ended(uint32_t next); /* in the advance to that generation, after gathering */
 void list_slots(void); /* under registry.lock */
 
 #endif

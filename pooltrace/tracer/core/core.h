@@ -67,7 +67,7 @@ static inline uint32_t gen_next(uint32_t g) { return g == PT_GEN_MAX ? 4 : g + 1
 #define OWNER_PARENT 1u         /* the parent: for itself, or for a worker */
 #define OWNER_GUEST 0x80000000u /* a thread of the worker whose entry's number is in the low bits: being made, */
 #define OWNER_LISTED 0x40000000u /* in use (it writes there), */
-#define OWNER_ENDED 0x20000000u /* left without a word: until the next trace starts */
+#define OWNER_ENDED 0x20000000u /* left without a word: nothing more is written there */
 #define OWNER_HOST 0xffffu
 
 struct counters {       /* ids that never come twice, whoever takes them */
@@ -181,7 +181,7 @@ struct slot {            /* the parent's side of an entry */
     enum kind kind;      /* under registry.lock */
     int pipe;            /* owned: read end, -1 for threads */
     struct slot *host;   /* under registry.lock: the worker whose thread it is, borrowed; guests only */
-    uint64_t opened;     /* under registry.lock: when, ns */
+    uint64_t opened;     /* under registry.lock: when, ns; a guest's: since when it may write */
     void *m;             /* coordinator: its struct mst, owned */
     void *in;            /* coordinator: what was read of its pipe, owned; outlives a trace */
 };
@@ -194,7 +194,7 @@ struct registry {
     struct slot **slots; /* under lock; the pointers stay valid until the arena is destroyed */
     uint32_t n, cap;     /* under lock */
     uint64_t serials;    /* under lock */
-    uint8_t *p_used;     /* under lock: P ids given out; index = id */
+    uint64_t *p_free;    /* under lock: by P id, since when it is free, ns; P_USED while it is given out */
     uint32_t p_cap;      /* under lock */
 };
 extern struct registry registry;

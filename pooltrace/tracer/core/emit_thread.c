@@ -54,8 +54,9 @@ static PyObject *make_frame(PyObject *m, PyObject *const *args, Py_ssize_t n) {
 /* It has an entry in an arena in which a trace is on, or gets one. */
 static bool has_entry(struct writer *w) {
     if (w->kind == KIND_GUEST) return head_on(w->head);
+    if (!writer_valid(w)) w->entry = NULL; /* of an arena that went away */
     if (head_on(registry.head)) return writer_valid(w) || writer_register(w, false);
-    return head_on(home_head()) && !writer_valid(w) && guest_register(w);
+    return head_on(home_head()) && guest_register(w);
 }
 
 static PyObject *enter(PyObject *m, PyObject *unused) {
@@ -139,6 +140,7 @@ static PyObject *go_cancel(PyObject *m, PyObject *const *args, Py_ssize_t n) {
 typedef struct {
     PyObject_HEAD
     uint64_t first, g;          /* the trace and its G there */
+    const struct head *head;    /* the arena, borrowed: only compared */
     uint32_t block_gen, seq;    /* generation of the block; sequenced events of G before it in that generation */
     uint32_t unblock_gen, unblock_seq;
     bool done;                  /* GoUnblock was written, or is the waiter's own business */
@@ -188,6 +190,7 @@ static PyObject *go_block(PyObject *m, PyObject *const *args, Py_ssize_t n) {
     Py_INCREF(ticket);
     w->ticket = ticket;
     ticket->first = w->in_first;
+    ticket->head = w->head;
     ticket->g = w->g;
     ticket->block_gen = ev.gen;
     ticket->seq = w->seq_gen == ev.gen ? w->seq : 0; /* a new generation's status begins the count anew */
@@ -214,7 +217,7 @@ static PyObject *go_unblock(PyObject *m, PyObject *const *args, Py_ssize_t n) {
     emit_begin();
     bool failed = arg_stack(args[1], true, &r.stack) < 0;
     while (!failed && !ticket->done && open_with(w, &ev, 64, &r, false)) {
-        if (LOAD(&w->head->first_gen) != ticket->first) break; /* that wait began in an older trace */
+        if (w->head != ticket->head || LOAD(&w->head->first_gen) != ticket->first) break; /* it began in another trace */
         bool same = ticket->block_gen == ev.gen;
         uint32_t seq = same ? ticket->seq + 1 : 1;
         *ev.p++ = OP_UNBLOCK;
@@ -233,7 +236,7 @@ static PyObject *go_unblock(PyObject *m, PyObject *const *args, Py_ssize_t n) {
 
 /* The wait is over: the thread runs again. */
 static void resume(struct writer *w, ticket_t *ticket) {
-    if (!ready() || w->kind == KIND_WORKER || !is_in(w) || w->in_first != ticket->first) return;
+    if (!ready() || w->kind == KIND_WORKER || !is_in(w) || w->head != ticket->head || w->in_first != ticket->first) return;
     struct event ev;
     bool self = !ticket->done;
     ticket->done = true; /* we won: nobody else writes it now */

@@ -80,9 +80,12 @@ static void take_pipe_block(struct in_pipe *p) {
     struct block_head h;
     memcpy(&h, p->buf, sizeof h);
     const uint8_t *data = p->buf + sizeof h;
+    bool old = h.gen != c.merge.gen && h.gen != gen_next(c.merge.gen);
+    p->fill = 0;
+    if (old && h.len > 0) return; /* it was taken from the arena */
     struct slot *s = h.entry == p->slot->index ? p->slot : slot_guest(p->slot, h.entry);
     if (!s || (h.len == 0 && s == p->slot)) {
-        c.merge.lost_events++;
+        if (!old) c.merge.lost_events++;
     } else if (h.gen == gen_next(c.merge.gen)) {
         struct block *b = malloc(sizeof *b + h.len);
         if (b) {
@@ -97,7 +100,6 @@ static void take_pipe_block(struct in_pipe *p) {
     } else if (h.gen == c.merge.gen) {
         take(s, h.block, data, h.len);
     }
-    p->fill = 0;
 }
 
 /* Reads what is there; at most max blocks.  A pipe that makes no sense is closed. */
@@ -123,6 +125,24 @@ void drain(struct in_pipe *p, int max) {
         if (n < 0 && errno == EINTR) continue;
         if (n <= 0) return; /* nothing now, or its writers are gone: the arena has the rest */
         p->fill += (uint32_t)n;
+    }
+}
+
+/* What a dead writer has left in the arena. */
+void take_rest(struct slot *s) {
+    uint64_t word = LOAD(&s->entry->word);
+    uint32_t gen = word_gen(word), pos = word_pos(word);
+    if (word_on(word) && gen == c.merge.gen && pos && pos <= PT_BLOCK)
+        take(s, word_block(word), s->entry->buffer[gen & 1], pos);
+}
+
+/* Guests that left without a word: what they wrote has been gathered, unless some of it is of the next generation. */
+void bury_ended(uint32_t next) {
+    for (uint32_t i = c.n; i-- > 0;) {
+        struct slot *s = c.slots[i];
+        if (s->kind != KIND_GUEST || !(LOAD(&registry.head->owner[s->index]) & OWNER_ENDED)) continue;
+        uint64_t word = LOAD(&s->entry->word);
+        if (word_gen(word) == next && (!word_on(word) || (word_pos(word) == 0 && word_block(word) == 0))) bury(s);
     }
 }
 

@@ -16,7 +16,9 @@
 static struct {
     struct head *head;  /* GIL: owned mapping, stays until the process ends; NULL: this process is no worker */
     uint32_t index;     /* GIL: of the worker's entry */
+    struct entry *entry; /* GIL: the worker's, borrowed; it stays mapped */
     int file;           /* GIL: the arena's file, owned */
+    uint64_t failed;    /* GIL: first generation of the trace in which there was no entry for a guest */
     struct trunk trunk;
 } home = {.file = -1, .trunk = {.lock = PTHREAD_MUTEX_INITIALIZER, .fd = -1}};
 
@@ -31,6 +33,7 @@ int home_open(struct writer *w, struct head *head, int file, struct entry *e, ui
     }
     home.head = head;
     home.index = index;
+    home.entry = e;
     home.file = file;
     home.trunk.fd = fd;
     home.trunk.debt_len = 0;
@@ -63,9 +66,16 @@ void home_after_fork(void) {
 bool guest_register(struct writer *w) {
     struct entry *e;
     uint32_t index, owner = OWNER_GUEST | home.index;
-    if (!home.head || w->entry || home.trunk.broken || entry_take(home.head, home.file, owner, &index, &e) != 0) return false;
+    if (!home.head || w->entry) return false;
+    uint64_t trace = LOAD(&home.head->first_gen);
+    if (home.failed == trace || home.trunk.broken || entry_take(home.head, home.file, owner, &index, &e) != 0) {
+        home.failed = trace; /* trying is dear, and takes what little room there is from others */
+        atomic_fetch_add_explicit(&home.entry->lost, 1, memory_order_relaxed);
+        return false;
+    }
     entry_init(e, home.head, KIND_GUEST, 0);
     STORE(&e->m, (uint64_t)syscall(SYS_gettid));
+    STORE(&e->since, now_ns()); /* it writes nothing before: the parent looks for a P that is free since then */
     STORE(&home.head->owner[index], owner | OWNER_LISTED);
     atomic_thread_fence(memory_order_seq_cst); /* see slots_adopt */
     w->kind = KIND_GUEST;
@@ -82,7 +92,7 @@ bool guest_register(struct writer *w) {
     return true;
 }
 
-/* Everything up the pipe; false: it cannot be, or the trace is over, which has gathered it. */
+/* Everything up the pipe; false: it cannot be, or the trace is over: then it is taken from the arena. */
 static bool say_all(struct writer *w) {
     for (;;) {
         uint64_t word = LOAD(&w->entry->word), g = LOAD(&w->head->gen);

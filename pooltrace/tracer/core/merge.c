@@ -39,7 +39,7 @@ struct mst *merge_add(struct merge *g, struct slot *s) {
     m->p = s->p;
     m->gen = g->gen;
     m->out.m = LOAD(&s->entry->m);
-    m->lost_before = m->lost_told = LOAD(&s->entry->lost);
+    m->lost_before = m->lost_told = s->opened > g->begin_time ? 0 : LOAD(&s->entry->lost); /* of older traces */
     struct pst *p = p_get(g, s->p);
     if (p && s->kind == KIND_WORKER) p->is_slot = true;
     s->m = m;

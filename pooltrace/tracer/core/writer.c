@@ -79,10 +79,7 @@ void writer_dispose(void *writer) {
     }
     pthread_mutex_unlock(&registry.lock);
     if (w->kind == KIND_GUEST && w->entry) guest_dispose(w);
-    if (w->kind == KIND_WORKER && w->entry) {
-        home_close();
-        munmap(w->entry, PT_STRIDE);
-    }
+    if (w->kind == KIND_WORKER && w->entry) home_close();
     free(w->string_mark);
     free(w->stack_mark);
     free(w);
