@@ -53,7 +53,6 @@ class Told:
     created: set[int] = field(default_factory=set)  # units
     started: Counter[int] = field(default_factory=Counter)
     destroyed: set[int] = field(default_factory=set)
-    starting: set[int] = field(default_factory=set)  # workers' start-ups
     running: set[int] = field(default_factory=set)  # Ms that ran a unit when the trace began
     lost: list[int] = field(default_factory=list)  # the M of each log of a lost worker
     tasks: Counter[int] = field(default_factory=Counter)
@@ -105,15 +104,11 @@ def _take(told: Told, open_here: list[Region | None], event: Event, first: bool)
         frames = event.stack("new_stack")
         if frames and frames[0].function.startswith(randomitems.MODULE):
             told.created.add(event.arg("new_g"))
-        elif frames and frames[0].function == "pooltrace.pool.worker.main":
-            told.starting.add(event.arg("new_g"))
     elif name == "GoStart":
         told.started[event.arg("g")] += 1
     elif name == "GoDestroy":
         told.destroyed.add(event.g)
     elif name in ("GoStatus", "GoStatusStack"):
-        if name == "GoStatusStack" and (frames := event.stack()) and frames[0].function == "pooltrace.pool.worker.main":
-            told.starting.add(event.arg("g"))
         if first and event.values()["gstatus"] == "running":
             told.running.add(event.arg("m"))
     elif name == "UserTaskBegin":
@@ -227,7 +222,8 @@ class TraceJudge:
             return  # the trace was left to the interpreter's exit
         told = self.told
         # an initializer's call is no item; an item that runs when the trace ends is one
-        items = sum(region.g not in told.starting for regions in told.regions.values() for region in regions)
+        functions = [region.function for regions in told.regions.values() for region in regions]
+        items = sum(function.split(".")[-1] not in ("prepare", "prepare_badly") for function in functions)
         want = {
             "items": items,
             "jobs": sum(told.tasks.values()),

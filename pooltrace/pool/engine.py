@@ -287,15 +287,17 @@ class Engine:
     # -- units to workers
 
     def _assign(self, traced: bool) -> None:
-        if traced and self._pending:
+        pickling = traced and bool(self._pending)
+        if pickling:
             emit.region_begin(emit.PHASE, 0, "pickle", None)
         touched: dict[Slot, None] = {}
         for _ in range(2):
             self._hand_out(touched)
             if self._pending or not self._take_back():
                 break
-        if traced and touched:
+        if pickling:
             emit.region_end()
+        if traced and touched:
             emit.region_begin(emit.PHASE, 0, "write", None)
         for slot in touched:
             self._flush(slot)
