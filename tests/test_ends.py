@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import glob
 import multiprocessing
+import contextlib
 import os
 import selectors
 import signal
@@ -232,8 +233,13 @@ def run_program(home: Any, rest: str, *args: str, options: tuple[str, ...] = ())
 
 
 def pidfds(program: subprocess.Popen[str]) -> list[int]:
+    """Handles of its workers; those that have gone already need none."""
     assert program.stdout is not None
-    return [os.pidfd_open(int(pid)) for pid in program.stdout.readline().split()]
+    found = []
+    for pid in program.stdout.readline().split():
+        with contextlib.suppress(ProcessLookupError):
+            found.append(os.pidfd_open(int(pid)))
+    return found
 
 
 def wait_gone(fds: list[int]) -> None:
