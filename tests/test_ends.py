@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import glob
 import multiprocessing
-import contextlib
 import os
 import selectors
 import signal
