@@ -101,7 +101,7 @@ def test_fuzz_targets_find_nothing_in_a_few_seconds(
     need(os.environ.get("CC", "cc").split()[0])
     monkeypatch.setenv("FUZZ_KEEP", str(tmp_path))
     said = run(FUZZ / "run", target, 3, SEED)
-    assert count("executions", said) > 10  # the seeds and more, however slow the machine is
+    assert count("executions", said) > 100
     assert "nothing wrong" in said
 
 
