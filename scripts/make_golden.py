@@ -199,6 +199,18 @@ def add_good_more() -> None:
         [*alone(task), *generation(batch(100, 2000, *unusual), gen=2, time=2000)],
     )
     scenario(
+        "statuses-missing",
+        "generations that do not say what their M does, or nothing of it at all: no writer's, but readers allow it",
+        [
+            *alone(task),
+            *generation(
+                batch(100, 2000, "ProcStatus dt=1 p=0 pstatus=1", "UserTaskEnd dt=1 task=1 stack=0"), gen=2, time=2000
+            ),
+            *generation(gen=3, time=3000),
+            *generation(batch(100, 4000, *parent(), CREATE), gen=4, time=4000),
+        ],
+    )
+    scenario(
         "wrap",
         "generation numbers wrap to 4 (1.26 only)",
         [*alone(gen=-1), *generation(batch(100, 2000, *parent()), gen=4, time=2000)],

@@ -5,9 +5,9 @@ the middle (a cut, a recorder's window) puts a head before its first generation:
 with its start function; the user regions that the running ones are in; the tasks under way. Knows states and batches;
 no files, no generations but the one that it is for.
 
-What is in it has times just before the generation's own, one unit of time apart. A G that runs or is in a syscall has
-its status in the generation itself, as the format asks for; so a second one is given only to put its regions behind, or
-if its M's batches do not begin with one (no writer does that, readers allow it).
+What is in it has times just before the generation's own, one unit of time apart. A G that runs has its status in the
+generation itself, as the format asks for, and here before it: its regions are put behind that one, and readers allow
+generations that do not say it. A G in a syscall has the generation's own only.
 Tasks can be begun by a running G only: a G that was destroyed before comes back for it, on the M and P that it had.
 """
 
@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 from pooltrace.format import spec
 from pooltrace.format.generation import Frame, Generation
 from pooltrace.format.order import Event
-from pooltrace.format.raw import Batch, RawEvent, encode_event, read_events
+from pooltrace.format.raw import Batch, RawEvent, encode_event
 from pooltrace.format.spec import GoStatus, Header, ProcStatus
 from pooltrace.format.states import State
 
@@ -140,35 +140,25 @@ class _Line(NamedTuple):
 def make_head(state: State, origins: Origins, generation: Generation) -> list[Batch]:
     """The batches to put before those of ``generation``, given the states at its border: after all events before it."""
     header, added = generation.header, _Added(generation)
-    lines = [*_at_work(state, origins, generation, header, added), *_waiting(state, origins, header, added)]
+    lines = [*_at_work(state, origins, header, added), *_waiting(state, origins, header, added)]
     lines += _tasks(state, origins, added)
     begin = max(1, generation.min_time - len(lines))
     return [*_batches(lines, generation.gen, begin), *_tables(added, generation.gen, begin)]
 
 
-def _at_work(state: State, origins: Origins, generation: Generation, header: Header, added: _Added) -> Iterator[_Line]:
-    """Ms that have a P: those whose own batches do not begin with it, and those whose G is in regions."""
+def _at_work(state: State, origins: Origins, header: Header, added: _Added) -> Iterator[_Line]:
+    """Ms that have a P, with their Gs and the regions of these."""
     for m in state.ms.values():
         p, g = state.ps.get(m.p), state.gs.get(m.g)
         if p is None or p.status != ProcStatus.RUNNING or (g is not None and g.status != GoStatus.RUNNING):
-            continue
-        regions = origins.regions.get(m.g, ()) if g is not None and g.regions else ()
-        if not regions and _begins_with_status(generation, m.id):
             continue
         yield _Line(m.id, "ProcStatus", (m.p, ProcStatus.RUNNING))
         if g is None:
             continue
         yield _status(m.id, m.g, m.id, GoStatus.RUNNING, origins, header, added)
-        for region in regions:
+        for region in origins.regions.get(m.g, ()) if g.regions else ():
             args = (region.task, added.string(region.name), added.stack(region.stack))
             yield _Line(m.id, "UserRegionBegin", args)
-
-
-def _begins_with_status(generation: Generation, m: int) -> bool:
-    for batch in generation.batches.get(m, ()):
-        for event in read_events(batch, generation.header):
-            return event.spec.name == "ProcStatus"
-    return True  # it says nothing
 
 
 def _waiting(state: State, origins: Origins, header: Header, added: _Added) -> Iterator[_Line]:

@@ -34,10 +34,12 @@ from pooltrace.format.raw import Batch, RawEvent
 GOLDEN: Final = Path(__file__).resolve().parents[2] / "tests" / "golden"
 HANG_SECONDS: Final = 30
 KNOWN: Final = (
-    "time axis",  # a rule for the first generation only, which that of the piece was not in the whole
+    # Rules for the first generation only, which that of the piece was not in the whole:
+    "time axis",
+    r"Active at \d+ ns: such a range is under way already",  # said twice; no writer does
     "STWEnd",  # a range over a border: Go's reader fails there, our tracer never writes one (invariant 4)
 )
-"""Why a piece may be out of order though the whole is not."""
+"""Patterns: why a piece may be out of order though the whole is not."""
 _VALUES: Final = (*range(6), 127, 128, 1000, 1 << 16, (1 << 31) - 1, 1 << 32, 1 << 53, 1 << 62, 1 << 63, (1 << 64) - 1)
 
 
@@ -104,7 +106,7 @@ def cut_pieces(path: str, piece_path: str, good: bool) -> None:
             try:
                 order.check(piece_path)
             except BadTraceError as error:
-                if any(known in str(error) for known in KNOWN):
+                if any(re.search(known, str(error)) for known in KNOWN):
                     continue
                 raise Wrong(f"in order, but generations {first} to {last} alone are not: {error}") from None
 
@@ -300,6 +302,7 @@ def main(argv: Sequence[str]) -> int:
             while time.monotonic() < end:
                 yield mutator.make()
 
+    args.keep.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         count, failed = fuzz(inputs(), args.keep, lambda n: f"crash-{args.seed}-{n}.trace", folder)
     what = f"{failed} failed" if failed else "nothing wrong"
