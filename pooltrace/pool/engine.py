@@ -30,12 +30,12 @@ import time
 from collections import deque
 
 from pooltrace.errors import InternalError, MisuseError, PoolBrokenError, PoolTerminatedError
-from pooltrace.pool import frames, intake, worker
+from pooltrace.pool import frames, intake
 from pooltrace.pool.jobs import Job, Outcome, Unit
 from pooltrace.pool.serialize import Serializer, main_is_importable
 from pooltrace.pool.slots import DEPTH, GIVE_UP, GRACE, MOST_SENDS, Plan, Process, Slot, launch_all
 from pooltrace.pool.waits import Event
-from pooltrace.tracer import arena, emit, session
+from pooltrace.tracer import arena, emit
 
 RUN, CLOSE, TERMINATE = "RUN", "CLOSE", "TERMINATE"
 PARTING = 0.1  # seconds for workers with nothing to do to leave by themselves, before SIGTERM
@@ -71,7 +71,6 @@ class Engine:
         arena.acquire()
         util = importlib.import_module(plan.family + ".util")
         self._exit_hook = util.Finalize(None, self.terminate, exitpriority=15)  # whatever becomes of the pool object
-        self._forget_units = session.describe_units(self._units_in_flight)
         try:
             self._slots = launch_all(plan._replace(lifeline=read_fd), processes)
             self.processes = [slot.process for slot in self._slots if slot.process is not None]
@@ -148,15 +147,6 @@ class Engine:
             raise MisuseError("a pool cannot be joined by one of its own callbacks")
         self.finished.wait()
         self.thread.join()
-
-    def _units_in_flight(self) -> list[tuple[int, emit.Stack]]:
-        units = [*list(self.inbox), *list(self._pending)]
-        found = []
-        for slot in self._slots:
-            if slot.process is not None:
-                units.extend(list(slot.inflight))
-                found.append((slot.start_up, worker.start_function()))
-        return found + [(unit.g, unit.job.start) for unit in units]
 
     # -- the dispatcher's thread from here on
 
@@ -258,8 +248,7 @@ class Engine:
             emit.region_begin(emit.PHASE, 0, "unpickle", None)
         for slot, frame in received:
             if frame.kind == frames.RESULT:
-                unit = slot.inflight.popleft()
-                slot.answered += 1
+                unit = slot.answer()
                 self._idle_deaths = 0
                 if unit.g != frame.unit:
                     raise InternalError(f"unit {unit.g} was expected from its worker, {frame.unit} came")
@@ -446,7 +435,6 @@ class Engine:
             self._give_back()
 
     def _give_back(self) -> None:
-        self._forget_units()
         for slot in self._slots:
             if slot.process is not None:
                 print(f"pooltrace: worker pid {slot.process.pid} does not die", file=sys.stderr)

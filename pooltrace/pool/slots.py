@@ -18,7 +18,7 @@ from pooltrace.errors import WorkerLostError, describe_exit
 from pooltrace.pool import frames, worker
 from pooltrace.pool.jobs import Unit
 from pooltrace.pool.serialize import Serializer
-from pooltrace.tracer import arena, emit
+from pooltrace.tracer import arena, emit, session
 
 MOST_SENDS = 5  # of a unit that no worker lived to begin
 DEPTH = 2  # one unit runs, one waits: it can be taken back
@@ -77,11 +77,21 @@ class Slot:
         self.p = emit.new_p()
         self.process: Process | None = None  # None: the slot is empty
         self.start_up = 0  # the G of its worker's start
+        self.last: tuple[int, emit.Stack] | None = None  # the unit that was answered last
         self.inflight: deque[Unit] = deque()  # sent and not answered, in order
         self.retry_at = 0.0  # not to be filled before (time.monotonic)
+        self._forget = session.describe_units(self._units)
 
     def free(self) -> None:
+        self._forget()
         emit.free_p(self.p)
+
+    def _units(self) -> list[tuple[int, emit.Stack]]:
+        """The G and the start function of all that may be running in the worker. Any thread, under `session.begins`."""
+        found = [(unit.g, unit.job.start) for unit in list(self.inflight)]
+        if self.last is not None:
+            found.append(self.last)  # it ends after it was answered
+        return [*found, (self.start_up, worker.start_function())]
 
     # -- the life of a worker
 
@@ -121,6 +131,7 @@ class Slot:
         before = signal.pthread_sigmask(signal.SIG_BLOCK, masked)
         try:
             g = self.start_up = emit.new_g()
+            self.last = None
             generation = emit.go_create(g, worker.start_function(), None)
             setup = worker.Setup(
                 channel=frames.PassedFd(child.fileno()),
@@ -139,7 +150,8 @@ class Slot:
             process.daemon = True
             frames.keep(child, self.claims)
             try:
-                process.start()
+                with session.begins:
+                    process.start()
             finally:
                 frames.keep()
         except BaseException:
@@ -246,16 +258,24 @@ class Slot:
 
     def flush(self) -> bool:
         """Sends what it can; True when all is sent. A worker that cannot be sent to is left to its death, or killed."""
-        if self.offered:
-            self.claims.offer(self.offered)
-            self.offered = 0
         try:
-            return self.outbox.flush()
+            with session.begins:
+                if self.offered:
+                    self.claims.offer(self.offered)
+                    self.offered = 0
+                return self.outbox.flush()
         except OSError as error:
             self.outbox.clear()
             if not isinstance(error, (BrokenPipeError, ConnectionResetError)) and self.process is not None:
                 self.process.kill()  # it may have read half a frame
             return True
+
+    def answer(self) -> Unit:
+        """The unit that runs has its answer."""
+        unit = self.inflight[0]
+        self.last = (unit.g, unit.job.start)
+        self.answered += 1
+        return self.inflight.popleft()
 
     def take_back(self) -> Unit | None:
         """The unit that waits behind the running one, unless the worker has begun it."""

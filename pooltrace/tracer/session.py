@@ -22,7 +22,8 @@ Form (core/merge.c, core/generation.c)
 10. Ids of G, task and P come from counters that never run back.  A closed slot's P serves again.
 11. Table ids are per M and generation in streams; the merge gives new ones per generation.
 Starting, waiting, ending
-12. With no trace on, an M's word says what it does; the exchange that starts a trace returns it.
+12. With no trace on, an M's word says what it does; the exchange that starts a trace returns it.  Nothing is begun in a
+    worker from the question what may run there to the exchange (``begins``): else a G would run that has no name.
 13. GoBlock is written under the wait's lock; of waker and waiter exactly one writes GoUnblock (the ticket).
 14. The thread that starts the trace is in it by status; others, those of workers too, come in with enter() and go out
     with leave().  What a worker's thread says goes up the worker's pipe, its end last: else a later thread with the
@@ -63,6 +64,7 @@ _log = logging.getLogger("pooltrace")
 _HEADERS = {"1.22": 22, "1.23": 23, "1.25": 25, "1.26": 26}
 _READ_WAIT = 100_000_000  # ns between looks for a signal
 _LOOK = 0.2  # seconds between looks whether a reader is still there
+_HOLD = 1.0  # seconds that a start waits for a launch that is under way
 STALL = 30.0  # seconds without progress after which stop() gives the file up
 
 Units = Callable[[], list[tuple[int, _core.Stack]]]
@@ -90,8 +92,15 @@ class _State:
 _state = _State()
 
 
+begins = threading.RLock()
+"""Held while a worker is given what may begin there (its process is made, units are sent), and by a start from the
+question what runs to the switch: so the start function of each G that runs at the switch is known. Get it by this name,
+a forked child has its own.
+"""
+
+
 def describe_units(source: Units) -> Callable[[], None]:
-    """Registers who knows the start functions of units in flight, for a trace that starts on a running pool.
+    """Registers who knows the start functions of what may run in a worker, for a trace that starts on a running pool.
 
     Returns a function that takes the registration back.
     """
@@ -135,12 +144,14 @@ def start_trace(
             _state.lock.wait(_LOOK)
         if _state.phase == "on":
             raise MisuseError("a trace is on already: stop it first")
-        sources = list(_state.sources)
-    units = [unit for source in sources for unit in source()]
     if caller is None:
         caller = _core.frame(*_core.stack().frames[-1])
     arena.acquire(required=True)
+    held = begins.acquire(timeout=_HOLD)
     try:
+        with _state.lock:
+            sources = list(_state.sources)
+        units = [unit for source in sources for unit in source()]
         with _state.lock:
             if _state.phase != "off":
                 raise MisuseError("a trace is on already: stop it first")
@@ -152,6 +163,9 @@ def start_trace(
     except BaseException:
         arena.release()
         raise
+    finally:
+        if held:
+            begins.release()
 
 
 def read_trace() -> bytes | None:
@@ -426,8 +440,9 @@ def summary() -> dict[str, Any] | None:
 
 
 def _after_fork_in_child() -> None:
-    global _state
+    global _state, begins
     _state = _State()
+    begins = threading.RLock()
     atexit.unregister(_stop_at_exit)
 
 

@@ -36,7 +36,9 @@ HANG_SECONDS: Final = 30
 KNOWN: Final = (
     # Rules for the first generation only, which that of the piece was not in the whole:
     "time axis",
-    r"Active at \d+ ns: such a range is under way already",  # said twice; no writer does
+    # No writer does this: a generation that says twice that such a range goes on, or not at all, and a head cannot say
+    # it, since once is all that is allowed.
+    r"(MarkAssist|Sweep)(Active|End) at \d+ ns: (no )?such (a )?range is under way",
     "STWEnd",  # a range over a border: Go's reader fails there, our tracer never writes one (invariant 4)
 )
 """Patterns: why a piece may be out of order though the whole is not."""
