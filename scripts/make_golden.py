@@ -198,6 +198,18 @@ def add_good_more() -> None:
         "a generation that says what its M does after its M has done something: no writer's, but readers allow it",
         [*alone(task), *generation(batch(100, 2000, *unusual), gen=2, time=2000)],
     )
+    wait = one(batch(100, 1000, *parent(), "GoBlock dt=5 reason=5 stack=1"))
+    woken = [
+        batch(-1, 2000, "GoStatusStack dt=1 g=1 m=-1 gstatus=4 stack=1"),
+        batch(
+            100, 2000, "ProcStatus dt=0 p=0 pstatus=1", "GoUnblock dt=1 g=1 g_seq=1 stack=2", "GoStart dt=1 g=1 g_seq=2"
+        ),
+    ]
+    scenario(
+        "status-as-late-as-its-end",
+        "the status of a G that waits, at the time at which it is woken: nobody may know of it before",
+        [*wait, *generation(*woken, gen=2, time=2000)],
+    )
     scenario(
         "statuses-missing",
         "generations that do not say what their M does, or nothing of it at all: no writer's, but readers allow it",

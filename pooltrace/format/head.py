@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 from pooltrace.format import spec
 from pooltrace.format.generation import Frame, Generation
 from pooltrace.format.order import Event
-from pooltrace.format.raw import Batch, RawEvent, encode_event
+from pooltrace.format.raw import Batch, RawEvent, encode_event, read_events
 from pooltrace.format.spec import GoStatus, Header, ProcStatus
 from pooltrace.format.states import State
 
@@ -140,7 +140,7 @@ class _Line(NamedTuple):
 def make_head(state: State, origins: Origins, generation: Generation) -> list[Batch]:
     """The batches to put before those of ``generation``, given the states at its border: after all events before it."""
     header, added = generation.header, _Added(generation)
-    lines = [*_at_work(state, origins, header, added), *_waiting(state, origins, header, added)]
+    lines = [*_at_work(state, origins, header, added), *_waiting(state, origins, generation, added)]
     lines += _tasks(state, origins, added)
     begin = max(1, generation.min_time - len(lines))
     return [*_batches(lines, generation.gen, begin), *_tables(added, generation.gen, begin)]
@@ -161,10 +161,18 @@ def _at_work(state: State, origins: Origins, header: Header, added: _Added) -> I
             yield _Line(m.id, "UserRegionBegin", args)
 
 
-def _waiting(state: State, origins: Origins, header: Header, added: _Added) -> Iterator[_Line]:
+def _waiting(state: State, origins: Origins, generation: Generation, added: _Added) -> Iterator[_Line]:
+    """Gs that nobody runs. Not those whose status the generation says: it may be woken as soon as it is known."""
+    told = {
+        event.args[1]
+        for batches in generation.batches.values()
+        for batch in batches
+        for event in read_events(batch, generation.header)
+        if event.spec.name in ("GoStatus", "GoStatusStack")
+    }
     for number, g in state.gs.items():
-        if g.status in (GoStatus.RUNNABLE, GoStatus.WAITING):
-            yield _status(spec.NONE, number, spec.NONE, GoStatus(g.status), origins, header, added)
+        if g.status in (GoStatus.RUNNABLE, GoStatus.WAITING) and number not in told:
+            yield _status(spec.NONE, number, spec.NONE, GoStatus(g.status), origins, generation.header, added)
 
 
 def _status(m: int, g: int, where: int, status: GoStatus, origins: Origins, header: Header, added: _Added) -> _Line:
