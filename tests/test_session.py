@@ -684,6 +684,27 @@ def test_a_region_that_is_not_the_innermost_first_ends_what_is_in_it(tmp_path: P
     assert regions_of(path) == ["+first", "+second", "-second", "-first", "between"]
 
 
+def test_one_of_ours_that_ended_with_a_user_s_around_it_is_what_its_own_end_means(tmp_path: Path, judge: Judge) -> None:
+    """Not the one around both."""
+    path = tmp_path / "t.trace"
+    with trace(path):
+        emit.region_begin(emit.ITEM, 0, "item", None)
+        user = emit.region_begin(emit.REGION, 0, "user", None)
+        emit.region_begin(emit.PHASE, 0, "pickle", None)
+        emit.region_begin(emit.REGION, 0, "lost", None)
+        emit.region_end(user)  # in a __reduce__, say
+        emit.region_begin(emit.PHASE, 0, "write", None)
+        emit.region_end()
+        emit.region_begin(emit.REGION, 0, "left open", None)
+        emit.region_end()  # pickle's
+        emit.log(0, "in item", "")
+        emit.region_end()
+    judge(path)
+    pickle = ["+pickle", "+lost", "-lost", "-pickle"]
+    inside = ["+user", *pickle, "-user", "+write", "-write", "+left open", "-left open", "in item"]
+    assert regions_of(path) == ["+item", *inside, "-item"]
+
+
 def leave_region_open(_: int) -> None:
     emit.region_begin(emit.REGION, 0, "left open", None)
 

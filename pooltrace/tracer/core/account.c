@@ -106,6 +106,7 @@ void account_unit(struct merge *g, struct mst *m, uint64_t end) {
 
 void account_open(struct merge *g, struct mst *m, uint64_t end) {
     if (m->gs != GS_RUNNING) return;
-    for (uint32_t i = 0; i < m->nregions; i++) account_region(g, m, &m->regions[i], end);
+    for (uint32_t i = 0; i < m->nregions; i++)
+        if (m->regions[i].name) account_region(g, m, &m->regions[i], end);
     account_unit(g, m, end);
 }

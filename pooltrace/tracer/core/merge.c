@@ -73,19 +73,26 @@ static void proc_stop(struct merge *g, struct mst *m, uint64_t t) {
     m->has_p = false;
 }
 
-static void region_pop(struct merge *g, struct mst *m, uint64_t t) {
-    struct region *r = &m->regions[--m->nregions];
+static void region_end(struct merge *g, struct mst *m, uint64_t t, struct region *r) {
+    if (!r->name) return; /* it ended with one around it */
     put(g, m, GoUserRegionEnd, t, ARRAY(r->task, str_use(g, r->name), 0));
     account_region(g, m, r, t);
     r->name->refs--;
+    r->name = NULL;
 }
 
 /* Closes the innermost region with that serial, and first what is inside it.  None: it began before the trace, or was
- * closed with one around it. */
+ * closed with one around it.  Of ours the innermost is meant: so one that ends with a user's around it keeps its place
+ * until its own end comes. */
 static void region_close(struct merge *g, struct mst *m, uint64_t t, uint64_t serial) {
     uint32_t i = m->nregions;
     while (i > 0 && m->regions[i - 1].serial != serial) i--;
-    while (i > 0 && m->nregions >= i) region_pop(g, m, t);
+    if (i == 0) return;
+    for (uint32_t k = m->nregions; k >= i; k--) region_end(g, m, t, &m->regions[k - 1]);
+    uint32_t kept = i - 1;
+    for (uint32_t k = i; k < m->nregions; k++)
+        if (!m->regions[k].serial) m->regions[kept++] = m->regions[k];
+    m->nregions = kept;
 }
 
 static void g_forget(struct mst *m) {
@@ -109,7 +116,7 @@ static void g_run(struct mst *m, uint64_t id, struct stk *start, uint64_t t, uin
 static void g_destroy(struct merge *g, struct mst *m, uint64_t t) {
     if (m->gs != GS_RUNNING) return;
     m->skipped = 0;
-    while (m->nregions) region_pop(g, m, t);
+    while (m->nregions) region_end(g, m, t, &m->regions[--m->nregions]);
     put(g, m, GoGoDestroy, t, NULL, 0);
     account_unit(g, m, t);
     g_forget(m);
@@ -144,7 +151,8 @@ void merge_close_m(struct merge *g, struct mst *m, uint64_t t, const char *lost,
     merge_losses(g, m, t);
     g_destroy(g, m, t);
     proc_stop(g, m, t);
-    while (m->nregions) m->regions[--m->nregions].name->refs--;
+    while (m->nregions)
+        if (m->regions[--m->nregions].name) m->regions[m->nregions].name->refs--;
     g_forget(m);
     struct pst *p = p_get(g, m->p);
     if (p && p->by == m) p->by = NULL;

@@ -58,7 +58,7 @@ struct out {              /* the batch that is being filled for one M */
 struct region {
     uint64_t task, begin;
     uint64_t serial;      /* a user's region; 0: one of ours */
-    struct str *name;     /* one of its refs */
+    struct str *name;     /* one of its refs; NULL: one of ours that ended with a user's around it */
     enum region_kind kind;
 };
 
