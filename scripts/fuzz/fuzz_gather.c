@@ -118,7 +118,10 @@ static void after_gone(void) {
 }
 
 static void thread_ends(void) {
-    if (!coord_push(s.slots[2], near(), 0, NULL, 0, true, false)) return;
+    struct block *notice = block_make(NULL, 0);
+    if (!notice) return;
+    notice->close = true;
+    if (!coord_push(notice, s.slots[2], near(), 0)) return;
     s.slots[2] = NULL; /* freed when that is taken */
 }
 
@@ -162,7 +165,8 @@ static void command(void) {
     case 7: {
         uint32_t gen = near(), block = (uint32_t)input_number(&s.in, 2);
         bytes = input_bytes(&s.in, input_number(&s.in, 2), &len);
-        if (i == 2 && len <= PT_BLOCK) coord_push(s.slots[2], gen, block, bytes, len, false, false);
+        struct block *b = i == 2 && len <= PT_BLOCK ? block_make(bytes, len) : NULL;
+        if (b) coord_push(b, s.slots[2], gen, block);
         return;
     }
     case 8:
@@ -191,10 +195,10 @@ static void command(void) {
 }
 
 static void read_file(void) {
-    uint8_t *bytes;
     size_t len;
-    while (c.out && coord_read(&bytes, &len, 0) == READ_DATA) {
-        if (!bytes) abort();
+    while (c.out && coord_wait(&len, 0) == READ_DATA) {
+        uint8_t *bytes = malloc(len);
+        if (!bytes || !coord_read(bytes, len)) abort();
         wire_feed(&s.wire, bytes, len);
         if (s.out) fwrite(bytes, 1, len, s.out);
         free(bytes);

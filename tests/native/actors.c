@@ -96,6 +96,15 @@ struct slot *start_trace(int header, uint64_t period) {
     return w->slot;
 }
 
+uint8_t *next_piece(size_t *len) {
+    int what;
+    while ((what = coord_wait(len, 100000000)) == READ_AGAIN) {}
+    if (what == READ_END) return NULL;
+    uint8_t *bytes = malloc(*len);
+    if (!bytes || !coord_read(bytes, *len)) die("coord_read");
+    return bytes;
+}
+
 bool say(struct writer *w, enum op op, const uint64_t *args, int n) {
     struct event ev;
     do {

@@ -5,7 +5,10 @@
  *             and fills the slot again, whether a trace is on or not
  *   threads   of the parent that come in, write, leave or not, and end
  *
- * usage: race_test [-traces N] [-seed N] [-limit S] [-o PREFIX]    the files are PREFIX0.trace, PREFIX1.trace, ...
+ * usage: race_test [-traces N] [-seed N] [-limit S] [-fail N] [-starve N] [-o PREFIX]
+ *   -fail    of the coordinator's calls for memory one in N fails, at random; a file may be cut off then, but not be wrong
+ *   -starve  the same for the parent's threads that write
+ *   -o       the files are PREFIX0.trace, PREFIX1.trace, ...
  * Exit status: 0 fine, 1 a file is wrong, 2 the test could not be done; ThreadSanitizer has one of its own.
  */
 #include "actors.h"
@@ -22,12 +25,50 @@
 
 static struct {
     uint64_t traces, seed;
-    uint32_t limit;
+    uint32_t limit, fail, starve;
     const char *out;
 } options = {.traces = 50, .seed = 1, .limit = 300};
 static char arena_path[64];
 static au64 over;     /* the main thread has made its traces */
 static au64 buried, ended_threads;
+
+/* ---- memory, which may be short ---- */
+void *__real_malloc(size_t n), *__real_calloc(size_t n, size_t size), *__real_realloc(void *p, size_t n);
+void *__wrap_malloc(size_t n), *__wrap_calloc(size_t n, size_t size), *__wrap_realloc(void *p, size_t n);
+static __thread bool spared; /* the test's own calls; the coordinator's never are */
+static __thread bool writing;
+static au64 failures;
+
+static bool fails(void) {
+    static __thread uint64_t random;
+    static au64 threads;
+    uint32_t one_in = writing ? options.starve : options.fail;
+    if (spared || !one_in) return false;
+    if (!random) random = options.seed * 1000 + atomic_fetch_add(&threads, 1) + 1;
+    if (random_below(&random, one_in) != 0) return false;
+    atomic_fetch_add(&failures, 1);
+    return true;
+}
+
+void *__wrap_malloc(size_t n) { return fails() ? NULL : __real_malloc(n); }
+void *__wrap_calloc(size_t n, size_t size) { return fails() ? NULL : __real_calloc(n, size); }
+void *__wrap_realloc(void *p, size_t n) { return fails() ? NULL : __real_realloc(p, n); }
+
+/* As `say`, with what the core asks for while a block is handed up. */
+static bool say_meagrely(struct writer *w, enum op op, const uint64_t *args, int n) {
+    writing = true;
+    spared = false;
+    bool said = say(w, op, args, n);
+    spared = true;
+    return said;
+}
+
+/* ---- units that threads have created, for workers: the low half of a G's id, and the generation ---- */
+static au64 offers[16];
+
+static void offer(uint64_t *random, const struct writer *w, uint64_t g) {
+    STORE(&offers[random_below(random, 16)], g << 32 | word_gen(w->last_word));
+}
 
 /* ---- workers and their burial ---- */
 struct engine {
@@ -40,7 +81,8 @@ struct engine {
 };
 
 static void unit(struct engine *e, struct writer *w) {
-    uint64_t g = e->last_g = atomic_fetch_add(&counters->g, 1), begin[3] = {g, 0, 0};
+    uint64_t offered = atomic_exchange(&offers[random_below(&e->random, 16)], 0);
+    uint64_t g = e->last_g = offered ? offered >> 32 : atomic_fetch_add(&counters->g, 1), begin[3] = {g, offered & UINT32_MAX, 0};
     while (!writer_off_state(w, PT_STATE_RUN | ((uint32_t)g & PT_UNIT_MASK)))
         if (w->detached || say(w, OP_BEGIN, begin, 3)) break;
     for (uint32_t n = random_below(&e->random, 40); n > 0; n--)
@@ -56,6 +98,7 @@ static void unit_over(struct writer *w) {
 static void *worker_life(void *arg) {
     struct engine *e = arg;
     struct actor *a = &e->worker;
+    spared = true;
     worker_attach(a, arena_path, false);
     e->name_gen = 0;
     e->last_g = 0;
@@ -71,6 +114,7 @@ static void *worker_life(void *arg) {
 
 static void *engine(void *arg) {
     struct engine *e = arg;
+    spared = true;
     while (!LOAD(&over)) {
         pthread_t life;
         gil_take();
@@ -90,30 +134,34 @@ static void *engine(void *arg) {
 /* ---- threads of the parent ---- */
 static void *thread_life(void *arg) {
     uint64_t random = (uint64_t)(uintptr_t)arg;
+    spared = true;
     gil_take();
     struct writer *w = writer_get();
     for (int calls = (int)random_below(&random, 4); w && calls > 0; calls--) {
         if (!writer_valid(w) && !writer_register(w, false)) die("writer_register");
         uint64_t g = atomic_fetch_add(&counters->g, 1), first = LOAD(&w->head->first_gen), made[3] = {0, 0, 0};
         if (w->in_first != first || first == 0) {
-            if (!say(w, OP_ENTER, &g, 1)) break;
+            if (!say_meagrely(w, OP_ENTER, &g, 1)) break;
             w->in_first = first;
         }
-        for (uint32_t n = random_below(&random, 100); n > 0; n--) {
+        for (uint32_t n = random_below(&random, random_below(&random, 30) ? 100 : 20000); n > 0; n--) { /* or some blocks */
             made[0] = atomic_fetch_add(&counters->g, 1);
-            say(w, OP_CREATE, made, 3);
+            if (say_meagrely(w, OP_CREATE, made, 3)) offer(&random, w, made[0]);
         }
-        if (random_below(&random, 2) && say(w, OP_LEAVE, NULL, 0)) w->in_first = 0;
+        if (random_below(&random, 2) && say_meagrely(w, OP_LEAVE, NULL, 0)) w->in_first = 0;
         gil_drop();
         usleep(random_below(&random, 300));
         gil_take();
     }
     gil_drop();
+    spared = random_below(&random, 50) != 0; /* for the writer's end: what is lost there cuts the file */
+    writing = true;
     return NULL;
 }
 
 static void *spawner(void *arg) {
     uint64_t random = (uint64_t)(uintptr_t)arg;
+    spared = true;
     while (!LOAD(&over)) {
         pthread_t life;
         if (pthread_create(&life, NULL, thread_life, (void *)(uintptr_t)random_below(&random, 1u << 30))) die("pthread_create");
@@ -126,6 +174,7 @@ static void *spawner(void *arg) {
 /* ---- traces ---- */
 struct reading {
     struct wire wire;
+    uint64_t errors; /* before its end */
     FILE *out;
 };
 
@@ -133,19 +182,19 @@ static void *read_all(void *arg) {
     struct reading *r = arg;
     uint8_t *bytes;
     size_t len;
-    int what;
-    while ((what = coord_read(&bytes, &len, 100000000)) != READ_END) {
-        if (what != READ_DATA) continue;
+    spared = true;
+    while ((bytes = next_piece(&len))) {
         wire_feed(&r->wire, bytes, len);
         if (r->out && fwrite(bytes, 1, len, r->out) != len) die("write");
         free(bytes);
     }
+    r->errors = r->wire.errors;
     wire_end(&r->wire);
     return NULL;
 }
 
 struct totals {
-    uint64_t generations, events, errors, lost;
+    uint64_t generations, events, errors, lost, cut;
 };
 
 static void one_trace(uint64_t number, uint64_t *random, struct totals *t) {
@@ -178,9 +227,12 @@ static void one_trace(uint64_t number, uint64_t *random, struct totals *t) {
     t->generations += r.wire.generations;
     t->events += r.wire.events;
     t->lost += coord_merge()->lost_events;
-    t->errors += r.wire.errors + coord_merge()->failed;
+    bool cut = coord_merge()->failed && (options.fail || options.starve);
+    uint64_t errors = cut ? r.errors : r.wire.errors + coord_merge()->failed;
+    t->errors += errors;
+    t->cut += cut;
     gil_drop();
-    if (r.wire.errors) fprintf(stderr, "trace %llu (1.%d): %s\n", (unsigned long long)number, header, r.wire.error);
+    if (errors) fprintf(stderr, "trace %llu (1.%d): %s\n", (unsigned long long)number, header, r.wire.error);
     if (r.out && fclose(r.out)) die(path);
     wire_free(&r.wire);
     usleep(random_below(random, 2000));
@@ -192,15 +244,18 @@ static void options_read(int argc, char **argv) {
         if (i + 1 < argc && !strcmp(argv[i], "-traces")) options.traces = value;
         else if (i + 1 < argc && !strcmp(argv[i], "-seed")) options.seed = value;
         else if (i + 1 < argc && !strcmp(argv[i], "-limit")) options.limit = (uint32_t)value;
+        else if (i + 1 < argc && !strcmp(argv[i], "-fail")) options.fail = (uint32_t)value;
+        else if (i + 1 < argc && !strcmp(argv[i], "-starve")) options.starve = (uint32_t)value;
         else if (i + 1 < argc && !strcmp(argv[i], "-o")) options.out = argv[i + 1];
         else {
-            fputs("usage: race_test [-traces N] [-seed N] [-limit S] [-o PREFIX]\n", stderr);
+            fputs("usage: race_test [-traces N] [-seed N] [-limit S] [-fail N] [-starve N] [-o PREFIX]\n", stderr);
             exit(2);
         }
     }
 }
 
 int main(int argc, char **argv) {
+    spared = true;
     options_read(argc, argv);
     alarm(options.limit);
     if ((errno = arena_open_temp(arena_path, sizeof arena_path))) die(arena_path);
@@ -220,9 +275,9 @@ int main(int argc, char **argv) {
     for (uint32_t i = 0; i < ENGINES; i++) pthread_join(engines[i], NULL);
     for (uint32_t i = 0; i < SPAWNERS; i++) pthread_join(spawners[i], NULL);
     printf("race_test: seed %llu: %llu traces, %llu generations, %llu events, %llu workers buried, %llu threads ended, %llu lost, "
-           "%llu errors\n",
+           "%llu allocations failed, %llu cut, %llu errors\n",
            (unsigned long long)options.seed, (unsigned long long)options.traces, (unsigned long long)t.generations,
            (unsigned long long)t.events, (unsigned long long)LOAD(&buried), (unsigned long long)LOAD(&ended_threads),
-           (unsigned long long)t.lost, (unsigned long long)t.errors);
-    return t.errors || t.lost;
+           (unsigned long long)t.lost, (unsigned long long)LOAD(&failures), (unsigned long long)t.cut, (unsigned long long)t.errors);
+    return t.errors || (t.lost && !options.fail && !options.starve);
 }

@@ -218,10 +218,7 @@ static void *read_all(void *arg) {
     uint64_t random = options.seed;
     uint8_t *bytes;
     size_t len;
-    int what;
-    while ((what = coord_read(&bytes, &len, 100000000)) != READ_END) {
-        if (what != READ_DATA) continue;
-        if (!bytes) die("coord_read");
+    while ((bytes = next_piece(&len))) {
         wire_feed(&r->wire, bytes, len);
         if (r->out && fwrite(bytes, 1, len, r->out) != len) die("write");
         free(bytes);

@@ -16,7 +16,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -201,7 +200,7 @@ static int poll_timeout(bool due_blocked) {
 }
 
 static void poll_once(int timeout, bool was_read) {
-    struct pollfd *fds = malloc((c.npipes + 1) * sizeof *fds);
+    struct pollfd *fds = c.fds;
     if (!fds) return;
     /* The reader does not read: let the workers wait, as long as they may. */
     bool full = coord_queued() > BACKLOG || (c.merge.str_bytes > BACKLOG && !was_read);
@@ -219,7 +218,6 @@ static void poll_once(int timeout, bool was_read) {
             }
         }
     }
-    free(fds);
 }
 
 /* The exchange of the words shows as a stop of the world on the thread that starts the trace. */
@@ -312,9 +310,11 @@ static void reset(void) {
     free(c.slots);
     free(c.finals);
     free(c.pipes);
+    free(c.fds);
     c.slots = NULL;
     c.finals = NULL;
     c.pipes = NULL;
+    c.fds = NULL;
     c.n = c.cap = c.npipes = 0;
     c.list_serial = 0;
     free_blocks(c.held); /* of a generation that never came */
@@ -324,7 +324,7 @@ static void reset(void) {
     c.queue = NULL;
     c.queue_tail = &c.queue;
     pthread_mutex_lock(&c.lock);
-    c.stop = c.stopped = c.accepting = false;
+    c.stop = c.stopped = c.accepting = c.cut = false;
     pthread_mutex_unlock(&c.lock);
     c.advances = c.advances_wanted = 0;
     c.early = false;

@@ -29,8 +29,8 @@ int coord_start(const struct coord_options *o);    /* 0 or errno; with the GIL *
 void coord_stop_request(void);
 bool coord_stopped(uint64_t wait_ns);              /* waits; without the GIL */
 void coord_join(void);
-/* The next piece of the file: malloc'ed, in *bytes.  READ_AGAIN when nothing came in wait_ns. */
-int coord_read(uint8_t **bytes, size_t *len, uint64_t wait_ns);
+int coord_wait(size_t *len, uint64_t wait_ns);     /* for the next piece of the file.  READ_AGAIN: none came in wait_ns */
+bool coord_read(uint8_t *to, size_t len);          /* takes it; false: it is not so long, somebody else took it */
 bool coord_advance(uint64_t wait_ns);              /* asks for one advance and waits for it; for tests */
 /* A worker is dead: closes its stream, if a trace is on, and frees its slot.  `lost`: how, or NULL; `claimed`: the unit
  * that it had claimed, created in that generation, or NULL. */

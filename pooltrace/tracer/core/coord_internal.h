@@ -4,6 +4,8 @@
 
 #include "coord.h"
 
+#include <poll.h>
+
 #define CHUNK (1u << 18)
 
 struct chunk {             /* a piece of the file that waits for the reader */
@@ -38,6 +40,7 @@ struct coordinator {
     uint32_t n, cap;
     struct in_pipe **pipes; /* coordinator: owned array */
     uint32_t npipes;
+    struct pollfd *fds;    /* coordinator: owned, room for all pipes and one more */
     struct block *held, **held_tail; /* coordinator: blocks of the next generation, in order */
     struct slot *starter;  /* coordinator: the thread that started the trace, and when */
     uint64_t start_before, start_after;
@@ -51,6 +54,7 @@ struct coordinator {
     pthread_cond_t cond;   /* something under the lock changed */
     struct block *queue, **queue_tail; /* under lock: from the parent's threads */
     bool accepting;        /* under lock */
+    bool cut;              /* under lock: something was lost without which the file makes no sense */
     bool stop, stopped;    /* under lock */
     uint64_t advances, advances_wanted; /* under lock */
     struct gone *gone;     /* under lock: a request, on the asker's stack; the coordinator takes it away */

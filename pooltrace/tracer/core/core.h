@@ -224,10 +224,11 @@ struct block {           /* a piece of an M's stream that came by pipe or by que
     struct slot *slot;   /* NULL: buried meanwhile */
     uint32_t gen, block, len;
     bool close;          /* no bytes: the M is gone */
-    bool lost;           /* with close: its worker died at work; the bytes are the reason */
     uint8_t data[];
 };
-/* Copies a piece into the coordinator's queue; false when no coordinator takes any more, or without memory. */
-bool coord_push(struct slot *s, uint32_t gen, uint32_t block, const uint8_t *data, uint32_t len, bool close, bool lost);
+struct block *block_make(const uint8_t *data, uint32_t len); /* a copy; NULL without memory */
+/* Puts it into the coordinator's queue, and takes it over; false when no coordinator takes any more: then it is freed. */
+bool coord_push(struct block *b, struct slot *s, uint32_t gen, uint32_t block);
+void coord_cut(void);    /* a piece is lost without which the file makes no sense: it ends here */
 
 #endif

@@ -87,10 +87,12 @@ static void take_pipe_block(struct in_pipe *p) {
     if (!s || (h.len == 0 && s == p->slot)) {
         if (!old) c.merge.lost_events++;
     } else if (h.gen == gen_next(c.merge.gen)) {
-        struct block *b = malloc(sizeof *b + h.len);
+        struct block *b = block_make(data, h.len);
         if (b) {
-            *b = (struct block){.slot = s, .gen = h.gen, .block = h.block, .len = h.len, .close = h.len == 0};
-            memcpy(b->data, data, h.len);
+            b->slot = s;
+            b->gen = h.gen;
+            b->block = h.block;
+            b->close = h.len == 0;
             hold(b);
         } else {
             c.merge.lost_events++;
@@ -179,7 +181,9 @@ static bool add_slot(struct slot *s) {
         if (finals) c.finals = finals;
         struct in_pipe **pipes = realloc(c.pipes, cap * sizeof *pipes);
         if (pipes) c.pipes = pipes;
-        if (!slots || !finals || !pipes) return false;
+        struct pollfd *fds = realloc(c.fds, (cap + 1) * sizeof *fds);
+        if (fds) c.fds = fds;
+        if (!slots || !finals || !pipes || !fds) return false;
         c.cap = cap;
     }
     if (s->pipe >= 0) {

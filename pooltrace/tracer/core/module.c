@@ -196,17 +196,17 @@ static PyObject *py_read(PyObject *m, PyObject *arg) {
     (void)m;
     uint64_t wait;
     if (arg_uint(arg, &wait) < 0) return NULL;
-    uint8_t *bytes = NULL;
     size_t len = 0;
     int what;
     Py_BEGIN_ALLOW_THREADS
-    what = coord_read(&bytes, &len, wait);
+    what = coord_wait(&len, wait);
     Py_END_ALLOW_THREADS
     if (what == READ_END) Py_RETURN_NONE;
-    if (what == READ_AGAIN) return PyBytes_FromStringAndSize(NULL, 0);
-    if (!bytes) return PyErr_NoMemory();
-    PyObject *out = PyBytes_FromStringAndSize((const char *)bytes, (Py_ssize_t)len);
-    free(bytes);
+    PyObject *out = PyBytes_FromStringAndSize(NULL, what == READ_DATA ? (Py_ssize_t)len : 0); /* without memory nothing is taken */
+    if (out && what == READ_DATA && !coord_read((uint8_t *)PyBytes_AS_STRING(out), len)) {
+        Py_DECREF(out);
+        return PyBytes_FromStringAndSize(NULL, 0);
+    }
     return out;
 }
 

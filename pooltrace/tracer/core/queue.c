@@ -11,14 +11,18 @@ void wake(void) {
     if (c.wake >= 0 && write(c.wake, &one, sizeof one) < 0) return; /* full: it is awake anyway */
 }
 
-bool coord_push(struct slot *s, uint32_t gen, uint32_t block, const uint8_t *data, uint32_t len, bool close, bool lost) {
+struct block *block_make(const uint8_t *data, uint32_t len) {
     struct block *b = malloc(sizeof *b + len);
-    if (!b) {
-        atomic_fetch_add_explicit(&s->entry->lost, 1, memory_order_relaxed);
-        return false;
-    }
-    *b = (struct block){.slot = s, .gen = gen, .block = block, .len = len, .close = close, .lost = lost};
+    if (!b) return NULL;
+    *b = (struct block){.len = len};
     if (len) memcpy(b->data, data, len);
+    return b;
+}
+
+bool coord_push(struct block *b, struct slot *s, uint32_t gen, uint32_t block) {
+    b->slot = s;
+    b->gen = gen;
+    b->block = block;
     pthread_mutex_lock(&c.lock);
     bool ok = c.accepting;
     if (ok) {
@@ -29,6 +33,12 @@ bool coord_push(struct slot *s, uint32_t gen, uint32_t block, const uint8_t *dat
     pthread_mutex_unlock(&c.lock);
     if (!ok) free(b);
     return ok;
+}
+
+void coord_cut(void) {
+    pthread_mutex_lock(&c.lock);
+    if (c.accepting) c.cut = true;
+    pthread_mutex_unlock(&c.lock);
 }
 
 void free_blocks(struct block *b) {
@@ -43,6 +53,8 @@ void free_blocks(struct block *b) {
 void sink(void *arg, const uint8_t *bytes, size_t len) {
     (void)arg;
     pthread_mutex_lock(&c.lock);
+    if (c.cut) c.merge.failed = true;
+    if (c.merge.failed) len = 0; /* what comes now does not follow what came before */
     struct chunk *last = c.out ? (struct chunk *)((char *)c.out_tail - offsetof(struct chunk, next)) : NULL;
     while (len > 0) {
         if (!last || last->len == last->cap) {
@@ -71,26 +83,33 @@ bool wait_until(uint64_t deadline) {
     return pthread_cond_timedwait(&c.cond, &c.lock, &t) != ETIMEDOUT;
 }
 
-int coord_read(uint8_t **bytes, size_t *len, uint64_t wait_ns) {
+int coord_wait(size_t *len, uint64_t wait_ns) {
     uint64_t deadline = now_ns() + wait_ns;
     pthread_mutex_lock(&c.lock);
     while (!c.out && !c.stopped && wait_until(deadline)) {}
     int what = c.out ? READ_DATA : c.stopped ? READ_END : READ_AGAIN;
-    if (what == READ_DATA) {
-        struct chunk *k = c.out;
-        c.out = k->next;
-        if (!c.out) c.out_tail = &c.out;
-        c.out_bytes -= k->len;
-        *len = k->len;
-        *bytes = malloc(k->len ? k->len : 1);
-        if (*bytes) memcpy(*bytes, k->bytes, k->len);
-        c.chunks_read = k->number;
-        free(k);
-        wake(); /* an advance may wait for this */
-    }
-    pthread_cond_broadcast(&c.cond);
+    if (what == READ_DATA) *len = c.out->cap = c.out->len; /* it grows no more */
     pthread_mutex_unlock(&c.lock);
     return what;
+}
+
+bool coord_read(uint8_t *to, size_t len) {
+    pthread_mutex_lock(&c.lock);
+    struct chunk *k = c.out;
+    if (k && k->len == len) {
+        memcpy(to, k->bytes, len);
+        c.out = k->next;
+        if (!c.out) c.out_tail = &c.out;
+        c.out_bytes -= len;
+        c.chunks_read = k->number;
+        wake(); /* an advance may wait for this */
+        pthread_cond_broadcast(&c.cond);
+    } else {
+        k = NULL;
+    }
+    pthread_mutex_unlock(&c.lock);
+    free(k);
+    return k != NULL;
 }
 
 uint64_t coord_queued(void) {

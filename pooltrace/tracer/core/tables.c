@@ -123,6 +123,7 @@ uint64_t stk_use(struct merge *g, struct stk *s) {
 
 /* ---- batches ---- */
 void merge_bytes(struct merge *g, const uint8_t *bytes, size_t len) {
+    if (g->failed) return; /* the file is cut off, and not wrong */
     g->bytes += len;
     g->sink(g->sink_arg, bytes, len);
 }

@@ -45,6 +45,8 @@ bool writer_register(struct writer *w, bool starter) {
     int index, err;
     w->starter = false;
     if (w->kind != KIND_THREAD || !registry.head) return false;
+    if (!w->notice && !(w->notice = block_make(NULL, 0))) return false;
+    w->notice->close = true;
     uint64_t p = starter ? 0 : p_alloc();
     struct slot *s = slot_open(KIND_THREAD, p, -1, &index, &err);
     if (!s) {
@@ -73,12 +75,16 @@ void writer_dispose(void *writer) {
     if (w->kind == KIND_THREAD && w->entry && w->epoch == registry.epoch) {
         uint64_t word = LOAD(&w->entry->word);
         uint32_t gen = word_gen(word), len = word_on(word) ? word_pos(word) : 0;
-        if (len) coord_push(w->slot, gen, word_block(word), w->entry->buffer[gen & 1], len, false, false);
-        if (!coord_push(w->slot, gen, word_block(word), NULL, 0, true, false)) slot_free_locked(w->slot);
+        struct block *rest = len ? block_make(w->entry->buffer[gen & 1], len) : NULL;
+        if (rest) coord_push(rest, w->slot, gen, word_block(word));
+        else if (len) coord_cut();
+        if (!coord_push(w->notice, w->slot, gen, word_block(word))) slot_free_locked(w->slot);
+        w->notice = NULL;
     }
     pthread_mutex_unlock(&registry.lock);
     if (w->kind == KIND_GUEST && w->entry) guest_dispose(w);
     if (w->kind == KIND_WORKER && w->entry) home_close();
+    free(w->notice);
     free(w->string_mark);
     free(w->stack_mark);
     free(w);
@@ -158,14 +164,17 @@ bool trunk_block(struct writer *w, uint32_t gen, uint32_t block, const uint8_t *
     return ok;
 }
 
-/* A full block goes up; afterwards the word shows the next block, or a newer generation. */
+/* A full block goes up; afterwards the word shows the next block, or a newer generation.  Without memory it stays, and
+ * what comes is lost: of units that have been created one after the other, those in it are told of, the others are not. */
 static bool hand_up(struct writer *w, uint64_t word) {
     uint32_t gen = word_gen(word), len = word_pos(word);
     const uint8_t *bytes = w->entry->buffer[gen & 1];
     if (word_block(word) == 0xffff) w->detached = true; /* four GB in one generation: nobody advances any more */
     if (w->detached) return false;
     if (w->kind == KIND_THREAD) {
-        coord_push(w->slot, gen, word_block(word), bytes, len, false, false);
+        struct block *b = block_make(bytes, len);
+        if (!b) atomic_fetch_add_explicit(&w->entry->lost, 1, memory_order_relaxed);
+        if (!b || !coord_push(b, w->slot, gen, word_block(word))) return false;
     } else {
         PyThreadState *ts = PyEval_SaveThread();
         bool ok = trunk_block(w, gen, word_block(word), bytes, len);

@@ -21,6 +21,7 @@ struct writer {               /* one per thread, that thread only (with the GIL)
     struct entry *entry;      /* borrowed for threads, owned for a worker and its guests; NULL before the first use */
     uint32_t index;           /* its number; workers and guests */
     struct slot *slot;        /* borrowed; threads only */
+    struct block *notice;     /* owned: that the thread is gone; made beforehand, it must not fail; threads only */
     uint64_t last_word;       /* what this thread published last, and when */
     uint64_t last_time;
     uint32_t *string_mark;    /* owned: by id, the generation in which it was defined */
