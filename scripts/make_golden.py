@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from golden_parts import CREATE, REGION, START, Lines, alone, batch, generation, one, parent, worker
+from golden_parts import CREATE, REGION, START, STRINGS, Lines, alone, batch, generation, one, parent, worker
 
 GOLDEN = Path(__file__).resolve().parent.parent / "tests" / "golden"
 
@@ -209,6 +209,20 @@ def add_good_more() -> None:
         "status-as-late-as-its-end",
         "the status of a G that waits, at the time at which it is woken: nobody may know of it before",
         [*wait, *generation(*woken, gen=2, time=2000)],
+    )
+    scenario(
+        "another-p",
+        "a generation in which an M is on another P than before: no writer's, but readers allow it",
+        [*alone(task), *generation(batch(100, 2000, *parent(p=1)), gen=2, time=2000)],
+    )
+    texts = {**STRINGS, 4: "it\\xffm"}
+    scenario(
+        "name-not-utf8",
+        "a region over a border whose name is no UTF-8: names are bytes",
+        [
+            *alone(REGION[0], strings=texts),
+            *generation(batch(100, 2000, *parent(), REGION[1]), gen=2, time=2000, strings=texts),
+        ],
     )
     scenario(
         "statuses-missing",

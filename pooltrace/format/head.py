@@ -13,7 +13,8 @@ Tasks can be begun by a running G only: a G that was destroyed before comes back
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import itertools
+from collections.abc import Iterable, Iterator, Set
 from typing import Final, NamedTuple
 
 from pooltrace.format import spec
@@ -30,18 +31,18 @@ _BATCH_BYTES: Final = spec.MAX_BATCH_SIZE - (4 << 10)
 
 
 class Task(NamedTuple):
-    """A task under way."""
+    """A task under way; its name as it is in the file."""
 
     parent: int
-    name: str
+    name: bytes
     stack: Frames
 
 
 class Region(NamedTuple):
-    """A region that a G is in."""
+    """A region that a G is in; its name as it is in the file."""
 
     task: int
-    name: str
+    name: bytes
     stack: Frames
 
 
@@ -75,14 +76,38 @@ class Origins:
             self.regions.pop(event.g, None)
             self.gone = Gone(event.m, event.p, event.g, self.starts.pop(event.g, ()))
         elif name == "UserTaskBegin":
-            self.tasks[event.arg("task")] = Task(event.arg("parent"), event.string("name"), event.stack())
+            self.tasks[event.arg("task")] = Task(event.arg("parent"), _text(event), event.stack())
         elif name == "UserTaskEnd":
             self.tasks.pop(event.arg("task"), None)
         elif name == "UserRegionBegin":
-            region = Region(event.arg("task"), event.string("name"), event.stack())
+            region = Region(event.arg("task"), _text(event), event.stack())
             self.regions.setdefault(event.g, []).append(region)
         elif name == "UserRegionEnd" and (inside := self.regions.get(event.g)):
             inside.pop()
+
+
+def _text(event: Event) -> bytes:
+    return event.tables.strings.get(event.arg("name"), b"")
+
+
+class _Said(NamedTuple):
+    """What a generation says itself: the Gs whose status it tells, the Ps and Ms that it names."""
+
+    statuses: set[int]
+    ps: set[int]
+    ms: set[int]
+
+
+def _said(generation: Generation) -> _Said:
+    said = _Said(set(), set(), set(generation.batches))
+    for batches in generation.batches.values():
+        for batch in batches:
+            for event in read_events(batch, generation.header):
+                if event.spec.name in ("GoStatus", "GoStatusStack"):
+                    said.statuses.add(event.args[1])
+                elif event.spec.name.startswith("Proc") and len(event.args) > 1:
+                    said.ps.add(event.args[1])
+    return said
 
 
 class _Added:
@@ -102,9 +127,8 @@ class _Added:
                 self._frames.setdefault(frame[0], frame)
         self._next_stack = max(tables.stacks) + 1
 
-    def string(self, text: str) -> int:
+    def string(self, data: bytes) -> int:
         """The id of a text in this generation."""
-        data = text.encode("utf-8", "replace")
         number = self._strings.get(data)
         if number is None:
             number = self._strings[data] = self._next_string
@@ -125,7 +149,8 @@ class _Added:
         return number
 
     def _frame(self, frame: Frame) -> tuple[int, ...]:
-        made = (frame.pc, self.string(frame.function), self.string(frame.file), frame.line)
+        function, file = (text.encode("utf-8", "replace") for text in (frame.function, frame.file))
+        made = (frame.pc, self.string(function), self.string(file), frame.line)
         return self._frames.setdefault(frame.pc, made)
 
 
@@ -139,9 +164,9 @@ class _Line(NamedTuple):
 
 def make_head(state: State, origins: Origins, generation: Generation) -> list[Batch]:
     """The batches to put before those of ``generation``, given the states at its border: after all events before it."""
-    header, added = generation.header, _Added(generation)
-    lines = [*_at_work(state, origins, header, added), *_waiting(state, origins, generation, added)]
-    lines += _tasks(state, origins, added)
+    header, added, said = generation.header, _Added(generation), _said(generation)
+    lines = [*_at_work(state, origins, header, added), *_waiting(state, origins, said, header, added)]
+    lines += _tasks(state, origins, said, added)
     begin = max(1, generation.min_time - len(lines))
     return [*_batches(lines, generation.gen, begin), *_tables(added, generation.gen, begin)]
 
@@ -161,18 +186,11 @@ def _at_work(state: State, origins: Origins, header: Header, added: _Added) -> I
             yield _Line(m.id, "UserRegionBegin", args)
 
 
-def _waiting(state: State, origins: Origins, generation: Generation, added: _Added) -> Iterator[_Line]:
+def _waiting(state: State, origins: Origins, said: _Said, header: Header, added: _Added) -> Iterator[_Line]:
     """Gs that nobody runs. Not those whose status the generation says: it may be woken as soon as it is known."""
-    told = {
-        event.args[1]
-        for batches in generation.batches.values()
-        for batch in batches
-        for event in read_events(batch, generation.header)
-        if event.spec.name in ("GoStatus", "GoStatusStack")
-    }
     for number, g in state.gs.items():
-        if g.status in (GoStatus.RUNNABLE, GoStatus.WAITING) and number not in told:
-            yield _status(spec.NONE, number, spec.NONE, GoStatus(g.status), origins, generation.header, added)
+        if g.status in (GoStatus.RUNNABLE, GoStatus.WAITING) and number not in said.statuses:
+            yield _status(spec.NONE, number, spec.NONE, GoStatus(g.status), origins, header, added)
 
 
 def _status(m: int, g: int, where: int, status: GoStatus, origins: Origins, header: Header, added: _Added) -> _Line:
@@ -182,10 +200,10 @@ def _status(m: int, g: int, where: int, status: GoStatus, origins: Origins, head
     return _Line(m, "GoStatus", (g, where, status))
 
 
-def _tasks(state: State, origins: Origins, added: _Added) -> Iterator[_Line]:
+def _tasks(state: State, origins: Origins, said: _Said, added: _Added) -> Iterator[_Line]:
     if not origins.tasks:
         return
-    m, p, g, start = _spare(state, origins.gone)
+    m, p, g, start = _spare(state, origins.gone, said)
     yield _Line(m, "ProcStatus", (p, ProcStatus.IDLE))
     yield _Line(m, "ProcStart", (p, 1))
     yield _Line(m, "GoCreate", (g, added.stack(start), 0))
@@ -196,13 +214,18 @@ def _tasks(state: State, origins: Origins, added: _Added) -> Iterator[_Line]:
     yield _Line(m, "ProcStop", ())
 
 
-def _spare(state: State, gone: Gone | None) -> Gone:
+def _spare(state: State, gone: Gone | None, said: _Said) -> Gone:
     """An M without P and G, an idle P and a G that is dead."""
     if gone is not None and gone.m in state.ms and gone.p in state.ps:
         m = state.ms[gone.m]
         if m.p == m.g == spec.NONE and state.ps[gone.p].status == ProcStatus.IDLE:
             return gone
-    return Gone(max(state.ms, default=0) + 1, max(state.ps, default=0) + 1, gone.g if gone else _NEW_G, ())
+    free_m, free_p = _free(state.ms.keys() | said.ms), _free(state.ps.keys() | said.ps)
+    return Gone(free_m, free_p, gone.g if gone else _NEW_G, ())
+
+
+def _free(used: Set[int]) -> int:
+    return next(number for number in itertools.count(1) if number not in used)
 
 
 def _batches(lines: Iterable[_Line], gen: int, time: int) -> Iterator[Batch]:
