@@ -637,6 +637,38 @@ def test_without_room_for_the_arena_the_reason_is_named(tmp_path: Path, monkeypa
     place.gone(None)
 
 
+def start_here(path: str) -> list[str]:
+    """In a worker, by its main thread, by a thread that has written into the trace, and by one that has not."""
+    said: list[str] = []
+
+    def begin(annotate: bool) -> None:
+        if annotate:
+            emit.enter()
+            emit.log(0, "annotated", "")
+            emit.leave()
+        try:
+            start(path)
+        except MisuseError as error:
+            said.append(str(error))
+
+    begin(False)
+    for annotate in (True, False):
+        thread = threading.Thread(target=begin, args=(annotate,))
+        thread.start()
+        thread.join()
+    return said
+
+
+def test_a_worker_is_told_that_it_cannot_start_a_trace(tmp_path: Path, judge: Judge) -> None:
+    path, other = tmp_path / "t.trace", tmp_path / "other.trace"
+    with crew(1) as (worker,), trace(path):
+        said = worker.do(start_here, str(other))
+    judge(path)
+    assert len(said) == 3
+    assert all(line.startswith("a worker cannot start a trace: ") for line in said)
+    assert not other.exists()
+
+
 def stop_self() -> None:
     os.kill(os.getpid(), signal.SIGSTOP)
 

@@ -143,7 +143,7 @@ static PyObject *py_start(PyObject *m, PyObject *args) {
         return NULL;
     struct writer *w = writer_get();
     if (!w) return PyErr_NoMemory();
-    if (!registry.head || w->kind != KIND_THREAD) return os_error(EINVAL);
+    if (!registry.head || home_head()) return os_error(EINVAL);
     struct coord_options o = {.header = header, .period = period, .patience = patience, .limit = limit, .starter_g = atomic_fetch_add(&counters->g, 1)};
     struct named_unit *units = named_units(list, &o.n_units);
     if (!units) return NULL;
@@ -170,6 +170,11 @@ static PyObject *py_start(PyObject *m, PyObject *args) {
     w->seq = 0;
     w->seq_gen = 0;
     Py_RETURN_NONE;
+}
+
+static PyObject *py_is_worker(PyObject *m, PyObject *unused) {
+    (void)m, (void)unused;
+    return PyBool_FromLong(home_head() != NULL);
 }
 
 static PyObject *py_stop(PyObject *m, PyObject *unused) {
@@ -307,6 +312,7 @@ static PyMethodDef methods[] = {
     {"worker_gone", py_worker_gone, METH_VARARGS, "worker_gone(entry, text | None[, g, generation, start]): its process is dead: closes its stream."},
     {"attach", py_attach, METH_VARARGS, "attach(path, entry, write_fd): this thread is that worker. OSError."},
     {"start", py_start, METH_VARARGS, "start(header, period_ns, patience_ns, limit_bytes, stack, [(g, Stack)]): switches tracing on. OSError."},
+    {"is_worker", py_is_worker, METH_NOARGS, "is_worker() -> bool: this process is one, and its arena another's."},
     {"stop", py_stop, METH_NOARGS, "stop(): closes the last generation; the reader gets the rest."},
     {"join", py_join, METH_NOARGS, "join(): of the coordinator's thread, after the reader is done."},
     {"read", py_read, METH_O, "read(wait_ns) -> bytes | None: the file's next piece; b'' when none came in time."},
