@@ -132,8 +132,8 @@ def start_trace(
     ``header`` is the format's version ("1.22", "1.23", "1.25", "1.26"), ``period`` the seconds between generations
     (0: one after the other), ``patience`` the seconds that a worker waits, in all, for a reader that does not read
     (after that its events are lost, and counted), ``caller`` a frame by which viewers call the starting thread
-    (default: its outermost one).  Raises MisuseError during a trace and in a worker, waits for one that is stopping, and OSError when
-    the arena cannot be made.
+    (default: its outermost one).  Raises MisuseError during a trace and in a worker, waits for one that is stopping,
+    and OSError when the arena cannot be made.
     """
     number = _check(header, period, patience)
     if _core.is_worker():
@@ -300,8 +300,9 @@ def start(
     """Starts a trace into a file (an lz4 frame when its name ends in ``.lz4``) or an object with ``write``.
 
     As Go's runtime/trace.Start.  ``header``, ``period``, ``patience`` and ``caller`` as in :func:`start_trace`.  Raises
-    MisuseError during a trace and in a worker, and OSError when the arena cannot be made, or the file cannot be opened or written to:
-    its first bytes are in it when this returns.  A file that was there before keeps its contents until the trace is on.
+    MisuseError during a trace and in a worker, and OSError when the arena cannot be made, or the file cannot be opened
+    or written to: its first bytes are in it when this returns.  A file that was there before keeps its contents until
+    the trace is on.
     """
     _check(header, period, patience)
     with _state.lock:

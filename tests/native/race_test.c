@@ -2,7 +2,7 @@
  *
  *   main      starts and stops traces, one after the other, with a reader each; period 0 or 1 ms
  *   engines   each has a slot: opens an entry, lets a worker run units in it, buries it (killed, ended, with a claim)
- *             and fills the slot again, whether a trace is on or not
+ *             and fills the slot again, whether a trace is on or not; the first one's workers have threads of their own
  *   threads   of the parent that come in, write, leave or not, and end
  *
  * usage: race_test [-traces N] [-seed N] [-limit S] [-fail N] [-starve N] [-o PREFIX]
@@ -22,6 +22,7 @@
 
 #define ENGINES 3
 #define SPAWNERS 2
+#define GUESTS 3
 
 static struct {
     uint64_t traces, seed;
@@ -30,7 +31,7 @@ static struct {
 } options = {.traces = 50, .seed = 1, .limit = 300};
 static char arena_path[64];
 static au64 over;     /* the main thread has made its traces */
-static au64 buried, ended_threads;
+static au64 buried, ended_threads, ended_guests;
 
 /* ---- memory, which may be short ---- */
 void *__real_malloc(size_t n), *__real_calloc(size_t n, size_t size), *__real_realloc(void *p, size_t n);
@@ -95,11 +96,55 @@ static void unit_over(struct writer *w) {
     say(w, OP_IDLE, NULL, 0);
 }
 
+/* ---- threads of a worker: the state of guest.c is a process's, so one worker at a time has them ---- */
+static pthread_mutex_t workers_gil = PTHREAD_MUTEX_INITIALIZER;
+
+static void *guest_life(void *arg) {
+    uint64_t random = (uint64_t)(uintptr_t)arg;
+    uint32_t name_gen = 0;
+    spared = true;
+    struct writer *w = writer_get();
+    if (!w) die("writer_get");
+    pthread_mutex_lock(&workers_gil);
+    bool in = guest_register(w);
+    pthread_mutex_unlock(&workers_gil);
+    for (uint32_t calls = random_below(&random, 4); in && calls > 0; calls--) {
+        uint64_t g = atomic_fetch_add(&counters->g, 1);
+        if (!say(w, OP_ENTER, &g, 1)) continue;
+        for (uint32_t n = random_below(&random, random_below(&random, 20) ? 40 : 20000); n > 0; n--) /* or some blocks */
+            if (say_region(w, &name_gen, REGION_USER, "guest")) say(w, OP_REGION_END, NULL, 0);
+        say(w, OP_LEAVE, NULL, 0);
+    }
+    atomic_fetch_add(&ended_guests, 1);
+    return NULL;
+}
+
+static void home_attach(struct actor *a) {
+    a->w = &a->own;
+    pthread_mutex_lock(&workers_gil);
+    errno = home_open(a->w, registry.head, registry.fd, a->slot->entry, (uint32_t)a->index, a->pipe);
+    pthread_mutex_unlock(&workers_gil);
+    if (errno) die("home_open");
+    close(a->pipe);
+}
+
+static void home_detach(struct actor *a) {
+    pthread_mutex_lock(&workers_gil);
+    home_close();
+    pthread_mutex_unlock(&workers_gil);
+    a->own.entry = NULL;
+}
+
 static void *worker_life(void *arg) {
     struct engine *e = arg;
     struct actor *a = &e->worker;
+    bool home = e->number == 0;
+    pthread_t guests[GUESTS];
     spared = true;
-    worker_attach(a, arena_path, false);
+    if (home) home_attach(a);
+    else worker_attach(a, arena_path, false);
+    for (uint32_t i = 0; home && i < GUESTS; i++)
+        if (pthread_create(&guests[i], NULL, guest_life, (void *)(uintptr_t)random_below(&e->random, 1u << 30))) die("pthread_create");
     e->name_gen = 0;
     e->last_g = 0;
     for (uint32_t units = random_below(&e->random, 30); units > 0; units--) {
@@ -108,7 +153,9 @@ static void *worker_life(void *arg) {
         unit_over(a->w);
         if (random_below(&e->random, 10) == 0) usleep(random_below(&e->random, 500));
     }
-    worker_detach(a);
+    for (uint32_t i = 0; home && i < GUESTS; i++) pthread_join(guests[i], NULL);
+    if (home) home_detach(a);
+    else worker_detach(a);
     return NULL;
 }
 
@@ -274,10 +321,12 @@ int main(int argc, char **argv) {
     STORE(&over, 1);
     for (uint32_t i = 0; i < ENGINES; i++) pthread_join(engines[i], NULL);
     for (uint32_t i = 0; i < SPAWNERS; i++) pthread_join(spawners[i], NULL);
-    printf("race_test: seed %llu: %llu traces, %llu generations, %llu events, %llu workers buried, %llu threads ended, %llu lost, "
+    printf("race_test: seed %llu: %llu traces, %llu generations, %llu events, %llu workers buried, %llu threads ended, "
+           "%llu guests ended, %llu lost, "
            "%llu allocations failed, %llu cut, %llu errors\n",
            (unsigned long long)options.seed, (unsigned long long)options.traces, (unsigned long long)t.generations,
            (unsigned long long)t.events, (unsigned long long)LOAD(&buried), (unsigned long long)LOAD(&ended_threads),
+           (unsigned long long)LOAD(&ended_guests),
            (unsigned long long)t.lost, (unsigned long long)LOAD(&failures), (unsigned long long)t.cut, (unsigned long long)t.errors);
     return t.errors || (t.lost && !options.fail && !options.starve);
 }
