@@ -15,7 +15,7 @@ from crew import Worker, crew, run_unit
 from faults import METHODS, bounded  # noqa: F401
 
 import pooltrace
-from pooltrace import start, stop, summary, trace
+from pooltrace import read_trace, start, start_trace, stop, stop_trace, summary, trace
 from pooltrace.format import order
 from pooltrace.format.order import Summary
 from pooltrace.tracer import emit, session
@@ -195,6 +195,88 @@ def test_threads_that_end_with_no_trace_on_give_theirs_back_at_the_next(tmp_path
             worker.do(end_beside)  # in the middle of a call, perhaps
             judge(path)
         assert entries(worker) <= 8
+
+
+def flood(g: int, count: int) -> None:
+    """In a worker: more than fits into the pipe, when nobody reads the file."""
+    emit.unit_begin(g, 0, None)
+    for i in range(count):
+        emit.log(0, "flood", f"{i:0>1000}")
+    emit.unit_end()
+    emit.idle()
+
+
+def test_threads_that_end_while_the_pipe_is_full_leave_all_that_they_said(tmp_path: Path, judge: Judge) -> None:
+    """It is taken from the arena at the next switch, and their entries serve again."""
+    path, data = tmp_path / "t.trace", []
+    with crew(1) as (worker,):
+        start_trace(period=3600.0, patience=1.0)
+        worker.do(flood, emit.new_g(), 100_000)
+        worker.do(in_threads, 6, 3)
+        before = entries(worker)
+        reader = threading.Thread(target=lambda: data.extend(iter(read_trace, None)))
+        reader.start()
+        try:
+            for _ in range(20):
+                assert session.advance()
+                worker.do(in_threads, 2, 3)
+            assert entries(worker) == before
+        finally:
+            stop_trace()
+            reader.join()
+        assert lost_events() > 0
+    path.write_bytes(b"".join(data))
+    judge(path)
+    assert [logs(path)[f"thread {i}"] for i in range(6)] == [21 * 3] * 2 + [3] * 4
+    assert len(regions(path)) == 20 * 2 + 6
+
+
+def begin_quietly() -> None:
+    """A thread that says one thing, and another one when it ends."""
+    _beside.update(stop=threading.Event(), begun=threading.Event())
+
+    def run() -> None:
+        emit.enter()
+        emit.log(0, "quiet", "begun")
+        _beside["begun"].set()
+        _beside["stop"].wait()
+        emit.log(0, "quiet", "over")
+        emit.leave()
+
+    _beside["thread"] = threading.Thread(target=run)
+    _beside["thread"].start()
+    _beside["begun"].wait()
+
+
+def end_quietly() -> None:
+    _beside["stop"].set()
+    _beside["thread"].join()
+
+
+def test_a_thread_does_not_get_a_p_that_was_not_free_when_it_came(tmp_path: Path, judge: Judge) -> None:
+    """The coordinator hears of both in one turn: of the end of one of the parent's threads first, which it closes now,
+    and of a worker's thread afterwards, which has said something before that."""
+    path, begun, end = tmp_path / "t.trace", threading.Event(), threading.Event()
+
+    def stay() -> None:
+        emit.enter()
+        begun.set()
+        end.wait()  # it ends inside its call
+
+    with crew(1) as (worker,), trace(path, period=3600.0):
+        thread = threading.Thread(target=stay)
+        thread.start()
+        begun.wait()
+        assert session.advance()  # now it sleeps
+        worker.do(begin_quietly)
+        end.set()
+        thread.join()
+        assert thread.native_id is not None
+        gone(thread.native_id)
+        assert session.advance()
+        worker.do(end_quietly)
+    judge(path)
+    assert logs(path) == {"quiet": 2}
 
 
 def test_a_thread_goes_on_into_the_next_trace(tmp_path: Path, judge: Judge) -> None:
