@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 
 from pooltrace.errors import WorkerLostError, describe_exit
 from pooltrace.pool import frames, worker
-from pooltrace.pool.jobs import Unit
+from pooltrace.pool.jobs import Job, Unit
 from pooltrace.pool.serialize import Serializer
 from pooltrace.tracer import arena, emit, session
 
@@ -77,7 +77,7 @@ class Slot:
         self.p = emit.new_p()
         self.process: Process | None = None  # None: the slot is empty
         self.start_up = 0  # the G of its worker's start
-        self.last: tuple[int, emit.Stack] | None = None  # the unit that was answered last
+        self.last: tuple[int, Job] | None = None  # the unit that was answered last
         self.inflight: deque[Unit] = deque()  # sent and not answered, in order
         self.retry_at = 0.0  # not to be filled before (time.monotonic)
         self._forget = session.describe_units(self._units)
@@ -89,8 +89,8 @@ class Slot:
     def _units(self) -> list[tuple[int, emit.Stack]]:
         """The G and the start function of all that may be running in the worker. Any thread, under `session.begins`."""
         found = [(unit.g, unit.job.start) for unit in list(self.inflight)]
-        if self.last is not None:
-            found.append(self.last)  # it ends after it was answered
+        if (last := self.last) is not None:
+            found.append((last[0], last[1].start))  # it ends after it was answered
         return [*found, (self.start_up, worker.start_function())]
 
     # -- the life of a worker
@@ -273,7 +273,7 @@ class Slot:
     def answer(self) -> Unit:
         """The unit that runs has its answer."""
         unit = self.inflight[0]
-        self.last = (unit.g, unit.job.start)
+        self.last = (unit.g, unit.job)
         self.answered += 1
         return self.inflight.popleft()
 
