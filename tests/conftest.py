@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import faults
 import gotool
 import pieces
 import pytest
+from _pytest.faulthandler import fault_handler_stderr_fd_key
 
 from pooltrace.format import order
 from pooltrace.format.order import Summary
@@ -23,6 +26,16 @@ for _signal, _usual in (
 ):
     if signal.getsignal(_signal) is signal.SIG_IGN:
         signal.signal(_signal, _usual)
+
+
+@pytest.fixture(autouse=True)
+def bounded(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test that hangs ends the run, with every thread's stack: after a module's `LIMIT` seconds, or the usual one."""
+    limit = getattr(request.module, "LIMIT", faults.LIMIT)
+    stderr = request.config.stash.get(fault_handler_stderr_fd_key, 2)  # the one that is not captured
+    faulthandler.dump_traceback_later(limit, exit=True, file=stderr)
+    yield
+    faulthandler.cancel_dump_traceback_later()
 
 
 @pytest.fixture

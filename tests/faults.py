@@ -1,4 +1,4 @@
-"""Ways to go wrong in a worker, as functions for a pool; and the bound within which every such test has to end."""
+"""Ways to go wrong in a worker, as functions for a pool; and the time within which a test has to end."""
 
 from __future__ import annotations
 
@@ -9,23 +9,10 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
-import pytest
-from _pytest.faulthandler import fault_handler_stderr_fd_key
-
-LIMIT = 120.0  # seconds; then every thread's stack is printed and the test run ends
+LIMIT = 120.0  # seconds in which every test has to end, see conftest
 METHODS = ("fork", "spawn", "forkserver")
-
-
-@pytest.fixture(autouse=True)
-def bounded(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Import this into a test module: a test that hangs ends the run, loudly."""
-    stderr = request.config.stash.get(fault_handler_stderr_fd_key, 2)  # the one that is not captured
-    faulthandler.dump_traceback_later(LIMIT, exit=True, file=stderr)
-    yield
-    faulthandler.cancel_dump_traceback_later()
 
 
 def square(x: int) -> int:

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 from crew import Worker, crew, run_unit
-from faults import bounded  # noqa: F401
 
 from pooltrace import summary, trace
 from pooltrace.format import order

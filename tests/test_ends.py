@@ -18,7 +18,7 @@ from multiprocessing import util
 from typing import Any
 
 import pytest
-from faults import bounded, ignore_terminate, square, stop_self, unless_three, wait_for_file  # noqa: F401
+from faults import ignore_terminate, square, stop_self, unless_three, wait_for_file
 from test_pool import FACES, context
 
 from pooltrace.errors import PoolTerminatedError, WorkerLostError

@@ -19,7 +19,6 @@ from faults import (
     NotPicklable,
     NotUnpicklable,
     add,
-    bounded,  # noqa: F401
     dying_initializer,
     failing_initializer,
     getpid,

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from crew import Worker, crew, run_unit
-from faults import METHODS, bounded  # noqa: F401
+from faults import METHODS
 
 import pooltrace
 from pooltrace import read_trace, start, start_trace, stop, stop_trace, summary, trace

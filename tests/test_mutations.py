@@ -29,6 +29,7 @@ from pooltrace.format.raw import Batch, RawEvent
 from pooltrace.format.spec import HEADERS, Header
 
 EXAMPLES = int(os.environ.get("POOLTRACE_MUTATIONS", "250"))
+LIMIT = 300.0 + 2 * EXAMPLES  # seconds, see conftest
 
 STRICTER = {
     # generation.py: what the header does not know, tools of that age refuse

@@ -24,6 +24,7 @@ from pooltrace.format.order import Summary
 ROOT = Path(__file__).resolve().parent.parent
 FUZZ = ROOT / "scripts" / "fuzz"
 SECONDS = 300
+LIMIT = 2 * SECONDS  # of one test, see conftest
 Judge = Callable[[str | os.PathLike[str]], Summary]
 
 

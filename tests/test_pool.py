@@ -21,7 +21,6 @@ from faults import (
     STATE,
     TwoArguments,
     add,
-    bounded,  # noqa: F401
     getpid,
     identity,
     remember,

@@ -25,6 +25,7 @@ from randomplan import Job, Plan, PoolPlan, TracePlan
 
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "random_programs.py"
 COUNT = int(os.environ.get("POOLTRACE_RANDOM", "50"))
+LIMIT = 240.0 * (COUNT + 1)  # each program and its judge have limits of their own
 
 
 def test_random_programs(tmp_path: Path) -> None:

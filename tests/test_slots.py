@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import jobs
 import pytest
-from faults import LIMIT, bounded, square  # noqa: F401
+from faults import LIMIT, square
 from test_truth import pool_of
 
 import pooltrace

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from faults import bounded  # noqa: F401
 
 from pooltrace import trace
 from pooltrace.errors import MisuseError
