@@ -144,6 +144,21 @@ def test_many_units_and_jobs_that_wait(tmp_path: Path, judge: Judge) -> None:
     assert (counts["UserTaskBegin"], counts["GoStatusStack"]) == (count, count + 2)  # the running G: by head and M
 
 
+def test_a_thread_that_waits_over_the_border_keeps_its_name(tmp_path: Path, judge: Judge) -> None:
+    """Its generation says that it waits, and not what it is called."""
+    path = tmp_path / "t.trace"
+    with trace(path, period=3600.0):
+        ticket = emit.go_block("waiting", None)
+        assert session.advance()
+        emit.go_resume(ticket)
+    judge(path)
+    (first,) = (e for e in order.read_events(path) if e.gen == 1 or e.name == "GoStatusStack")
+    piece = pieces.write_piece(path, tmp_path / "piece.trace", 1, 1)
+    pieces.agree(path, piece, 1, 1)
+    named = [(e.arg("g"), e.stack()) for e in order.read_events(piece) if e.name == "GoStatusStack"]
+    assert named == [(first.arg("g"), first.stack())]
+
+
 # --- the command ----------------------------------------------------------------------------------
 
 

@@ -98,7 +98,7 @@ def test_starts_stops_burials_and_ends_at_the_same_time(
         judge(tmp_path / f"{i}.trace")
 
 
-@pytest.mark.parametrize("what", [("-fail", 500), ("-starve", 2)], ids=["coordinator", "threads"])
+@pytest.mark.parametrize("what", [("-fail", 150), ("-starve", 2)], ids=["coordinator", "threads"])
 def test_without_memory_a_file_is_cut_off_or_has_gaps_but_is_not_wrong(
     build: Callable[..., Path], what: tuple[str, int], tmp_path: Path, judge: Judge
 ) -> None:
@@ -106,7 +106,6 @@ def test_without_memory_a_file_is_cut_off_or_has_gaps_but_is_not_wrong(
     said = run(build("race_test", "asan"), "-traces", 8, *what, "-seed", SEED, "-o", f"{tmp_path}/")
     assert count("errors", said) == 0
     assert count("allocations failed", said) > 0
-    assert count("cut", said) < 8
     whole = 0
     for i in range(8):
         path = tmp_path / f"{i}.trace"
@@ -123,7 +122,7 @@ def test_without_memory_a_file_is_cut_off_or_has_gaps_but_is_not_wrong(
         )  # there the last one does not say that it ends
         if last >= 0:
             judge(pieces.write_piece(path, tmp_path / f"{i}-piece.trace", 0, last))
-    assert whole >= 8 - count("cut", said)
+    assert whole >= 8 - count("cut", said) - count("starts refused", said)
 
 
 def _in_order(path: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,13 +19,14 @@ from test_truth import pool_of
 
 import pooltrace
 from pooltrace.format import order
-from pooltrace.tracer import emit, session
+from pooltrace.tracer import arena, emit, session
+from pooltrace.tracer.gate import Gate
 
 Judge = Callable[[str | os.PathLike[str]], order.Summary]
 START_UP = "pooltrace.pool.worker.main"
 
 
-class Gate(NamedTuple):
+class Fifos(NamedTuple):
     """Two FIFOs: what passes says that it is there, and waits until it may go on."""
 
     begun: Path
@@ -41,34 +43,33 @@ class Gate(NamedTuple):
 
 
 @pytest.fixture
-def gate(tmp_path: Path) -> Gate:
-    made = Gate(tmp_path / "begun", tmp_path / "go")
+def fifos(tmp_path: Path) -> Fifos:
+    made = Fifos(tmp_path / "begun", tmp_path / "go")
     for path in made:
         os.mkfifo(path)
     return made
 
 
-class Told:
-    """`session.begins`, which tells when somebody has to wait for it."""
+class Nowhere:
+    """A sink that keeps nothing."""
+
+    def write(self, data: bytes) -> None:
+        pass
+
+
+class Told(Gate):
+    """A gate that tells when somebody has to wait at it."""
 
     def __init__(self) -> None:
-        self.lock = threading.RLock()
-        self.event = threading.Event()
+        super().__init__()
+        event = self.event = threading.Event()
 
-    def acquire(self, timeout: float = -1) -> bool:
-        if self.lock.acquire(blocking=False):
-            return True
-        self.event.set()
-        return self.lock.acquire(timeout=timeout)
+        class Condition(threading.Condition):
+            def wait(self, timeout: float | None = None) -> bool:
+                event.set()
+                return super().wait(timeout)
 
-    def release(self) -> None:
-        self.lock.release()
-
-    def __enter__(self) -> None:
-        self.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
+        self._cond = Condition()
 
 
 @pytest.fixture
@@ -94,7 +95,7 @@ def names_in(path: Path, m: int) -> list[str]:
 
 
 def test_a_trace_that_starts_while_a_worker_is_launched(
-    tmp_path: Path, judge: Judge, gate: Gate, begins: Told, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, judge: Judge, fifos: Fifos, begins: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its start-up runs, but its slot has no process yet, and the pool no slots."""
     path, launch = tmp_path / "t.trace", ForkProcess.start
@@ -107,14 +108,14 @@ def test_a_trace_that_starts_while_a_worker_is_launched(
 
     def launched(process: ForkProcess) -> None:
         launch(process)
-        gate.wait()
+        fifos.wait()
         starter.start()
         begins.event.wait()  # it waits for us; one that did not has started
 
     monkeypatch.setattr(ForkProcess, "start", launched)
-    with pool_of("multiprocessing", "fork", 1, initializer=jobs.wait_between, initargs=gate.names()) as pool:
+    with pool_of("multiprocessing", "fork", 1, initializer=jobs.wait_between, initargs=fifos.names()) as pool:
         starter.join()
-        gate.open()
+        fifos.open()
         (note,) = pool.map(jobs.note, [1])
         pooltrace.stop()
     judge(path)
@@ -124,12 +125,12 @@ def test_a_trace_that_starts_while_a_worker_is_launched(
     assert (summary["units"], summary["items"]) == (1, 1)
 
 
-def start_amid(path: Path, meanwhile: Callable[[], None], gate: Gate, begins: Told) -> None:
+def start_amid(path: Path, meanwhile: Callable[[], None], fifos: Fifos, begins: Told) -> None:
     """Starts a trace; between its question what runs and the switch `meanwhile` is called, and what it begins runs, if
     the one who begins it does not wait for the switch."""
 
     def watch() -> None:
-        gate.wait()
+        fifos.wait()
         begins.event.set()
 
     def asked() -> list[tuple[int, emit.Stack]]:
@@ -145,29 +146,31 @@ def start_amid(path: Path, meanwhile: Callable[[], None], gate: Gate, begins: To
     finally:
         forget()
     watcher.join()
-    gate.open()
+    fifos.open()
 
 
-def test_a_unit_that_is_sent_while_a_trace_starts(tmp_path: Path, judge: Judge, gate: Gate, begins: Told) -> None:
+def test_a_unit_that_is_sent_while_a_trace_starts(tmp_path: Path, judge: Judge, fifos: Fifos, begins: Told) -> None:
     path, results = tmp_path / "t.trace", []
     with pool_of("multiprocessing", "fork", 1) as pool:
         pid = pool.apply(os.getpid)
-        start_amid(path, lambda: results.append(pool.apply_async(jobs.wait_between, gate.names())), gate, begins)
+        start_amid(path, lambda: results.append(pool.apply_async(jobs.wait_between, fifos.names())), fifos, begins)
         results[0].get()
         pooltrace.stop()
     judge(path)
     assert names_in(path, pid) == ["jobs.wait_between"]
 
 
-def test_a_worker_that_is_launched_while_a_trace_starts(tmp_path: Path, judge: Judge, gate: Gate, begins: Told) -> None:
+def test_a_worker_that_is_launched_while_a_trace_starts(
+    tmp_path: Path, judge: Judge, fifos: Fifos, begins: Told
+) -> None:
     path = tmp_path / "t.trace"
     with ThreadPoolExecutor(1) as thread:
         made: list[Future[Any]] = []
-        options = {"initializer": jobs.wait_between, "initargs": gate.names()}
+        options = {"initializer": jobs.wait_between, "initargs": fifos.names()}
         start_amid(
             path,
             lambda: made.append(thread.submit(pool_of, "multiprocessing", "fork", 1, **options)),
-            gate,
+            fifos,
             begins,
         )
         with made[0].result() as pool:
@@ -178,22 +181,92 @@ def test_a_worker_that_is_launched_while_a_trace_starts(tmp_path: Path, judge: J
 
 
 def test_a_trace_that_starts_between_a_units_answer_and_its_end(
-    tmp_path: Path, judge: Judge, gate: Gate, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, judge: Judge, fifos: Fifos, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, calls, end = tmp_path / "t.trace", itertools.count(), emit.unit_end
 
     def slow_end() -> None:
         if next(calls) == 1:  # 0 is the start-up
-            jobs.wait_between(*gate.names())
+            jobs.wait_between(*fifos.names())
         end()
 
     monkeypatch.setattr(emit, "unit_end", slow_end)
     with pool_of("multiprocessing", "fork", 1) as pool:
         assert pool.apply(square, (3,)) == 9
-        gate.wait()
+        fifos.wait()
         pooltrace.start(path)
-        gate.open()
+        fifos.open()
         (note,) = pool.map(jobs.note, [1])
         pooltrace.stop()
     judge(path)
     assert names_in(path, note.pid) == ["faults.square", "jobs.note"]
+
+
+def test_launches_and_units_of_pools_do_not_wait_for_each_other(begins: Told) -> None:
+    """A launch runs what the user gave it to pickle, which may use another pool."""
+    with pool_of("multiprocessing", "fork", 1) as pool, begins, ThreadPoolExecutor(1) as thread:
+        assert pool.apply(square, (3,)) == 9
+        with thread.submit(pool_of, "multiprocessing", "fork", 1).result() as other:
+            assert other.apply(square, (4,)) == 16
+    assert not begins.event.is_set()
+
+
+def test_a_start_goes_ahead_when_a_launch_takes_too_long(monkeypatch: pytest.MonkeyPatch, begins: Told) -> None:
+    monkeypatch.setattr(session, "_HOLD", 0.0)
+    with ThreadPoolExecutor(1) as thread, begins:
+        thread.submit(pooltrace.start, Nowhere()).result()
+    pooltrace.stop()
+
+
+def test_a_start_within_a_launch_and_one_within_a_start(monkeypatch: pytest.MonkeyPatch, begins: Told) -> None:
+    """By a signal's handler, or by what the user gave to pickle."""
+    monkeypatch.setattr(session, "_HOLD", 0.0)
+    with begins:
+        pooltrace.start(Nowhere())
+        pooltrace.stop()
+
+    def again() -> list[tuple[int, emit.Stack]]:
+        forget()
+        pooltrace.start(Nowhere())
+        return []
+
+    forget = session.describe_units(again)
+    with pytest.raises(pooltrace.MisuseError, match="a trace is on already"):
+        pooltrace.start(Nowhere())
+    pooltrace.stop()
+    with begins:
+        pass
+
+
+class Interrupted(Exception):
+    pass
+
+
+def test_a_start_that_is_interrupted_while_it_waits_leaves_nothing(begins: Told) -> None:
+    def handler(number: int, frame: object) -> None:
+        raise Interrupted
+
+    def inside() -> None:
+        with begins:
+            entered.set()
+            begins.event.wait()
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+            over.wait()
+
+    entered, over = threading.Event(), threading.Event()
+    before, old = arena._users, signal.signal(signal.SIGUSR1, handler)
+    thread = threading.Thread(target=inside)
+    try:
+        thread.start()
+        entered.wait()
+        with pytest.raises(Interrupted):
+            pooltrace.start(Nowhere())
+    finally:
+        over.set()
+        thread.join()
+        signal.signal(signal.SIGUSR1, old)
+    assert arena._users == before
+    with begins, begins.closed(0.0):  # nobody is inside, and it is open
+        pass
+    pooltrace.start(Nowhere())
+    pooltrace.stop()

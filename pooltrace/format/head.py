@@ -90,24 +90,34 @@ def _text(event: Event) -> bytes:
     return event.tables.strings.get(event.arg("name"), b"")
 
 
-class _Said(NamedTuple):
-    """What a generation says itself: the Gs whose status it tells, the Ps and Ms that it names."""
+class _Said:
+    """What a generation says itself: when it tells a G's status and when something first happens to one, which Ps and
+    Ms it names."""
 
-    statuses: set[int]
-    ps: set[int]
-    ms: set[int]
+    def __init__(self, generation: Generation) -> None:
+        self.statuses: dict[int, int] = {}
+        self.acts: dict[int, int] = {}
+        self.ps: set[int] = set()
+        self.ms: set[int] = set(generation.batches)
+        for batches in generation.batches.values():
+            for batch in batches:
+                self._note(batch, generation.header)
 
+    def _note(self, batch: Batch, header: Header) -> None:
+        time = batch.time
+        for event in read_events(batch, header):
+            name, args = event.spec.name, event.args
+            time += args[0] if event.spec.timed else 0
+            if name in ("GoStatus", "GoStatusStack"):
+                self.statuses[args[1]] = time
+            elif name in ("GoStart", "GoUnblock", "GoSwitch", "GoSwitchDestroy"):
+                self.acts[args[1]] = min(time, self.acts.get(args[1], time))
+            elif name.startswith("Proc") and len(args) > 1:
+                self.ps.add(args[1])
 
-def _said(generation: Generation) -> _Said:
-    said = _Said(set(), set(), set(generation.batches))
-    for batches in generation.batches.values():
-        for batch in batches:
-            for event in read_events(batch, generation.header):
-                if event.spec.name in ("GoStatus", "GoStatusStack"):
-                    said.statuses.add(event.args[1])
-                elif event.spec.name.startswith("Proc") and len(event.args) > 1:
-                    said.ps.add(event.args[1])
-    return said
+    def is_late(self, g: int) -> bool:
+        """Its status comes no sooner than what happens to it: that waits for it, if nobody has told it before."""
+        return g in self.statuses and self.statuses[g] >= self.acts.get(g, self.statuses[g] + 1)
 
 
 class _Added:
@@ -164,7 +174,7 @@ class _Line(NamedTuple):
 
 def make_head(state: State, origins: Origins, generation: Generation) -> list[Batch]:
     """The batches to put before those of ``generation``, given the states at its border: after all events before it."""
-    header, added, said = generation.header, _Added(generation), _said(generation)
+    header, added, said = generation.header, _Added(generation), _Said(generation)
     lines = [*_at_work(state, origins, header, added), *_waiting(state, origins, said, header, added)]
     lines += _tasks(state, origins, said, added)
     begin = max(1, generation.min_time - len(lines))
@@ -187,9 +197,9 @@ def _at_work(state: State, origins: Origins, header: Header, added: _Added) -> I
 
 
 def _waiting(state: State, origins: Origins, said: _Said, header: Header, added: _Added) -> Iterator[_Line]:
-    """Gs that nobody runs. Not those whose status the generation says: it may be woken as soon as it is known."""
+    """Gs that nobody runs, with their names, which the generation may leave out where it says their status itself."""
     for number, g in state.gs.items():
-        if g.status in (GoStatus.RUNNABLE, GoStatus.WAITING) and number not in said.statuses:
+        if g.status in (GoStatus.RUNNABLE, GoStatus.WAITING) and not said.is_late(number):
             yield _status(spec.NONE, number, spec.NONE, GoStatus(g.status), origins, header, added)
 
 

@@ -334,17 +334,19 @@ def launch_all(plan: Plan, count: int) -> list[Slot]:
             slot.launch()
     except BaseException:
         started = [slot.process for slot in slots if slot.process is not None]
-        for process in started:
-            if process.exitcode is None:
-                process.terminate()
-        for process in started:
-            process.join(GRACE)
-            if process.exitcode is None:
-                process.kill()
-                process.join(GIVE_UP)
-        for slot in slots:
-            if slot.process is not None:
-                slot.bury(None)
-            slot.free()
+        try:
+            for process in started:
+                if process.exitcode is None:
+                    process.terminate()
+            for process in started:
+                process.join(GRACE)
+                if process.exitcode is None:
+                    process.kill()
+                    process.join(GIVE_UP)
+        finally:
+            for slot in slots:
+                if slot.process is not None:
+                    slot.bury(None)
+                slot.free()
         raise
     return slots

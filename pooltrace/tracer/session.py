@@ -58,6 +58,7 @@ from typing import Any
 
 from pooltrace.errors import InternalError, MisuseError
 from pooltrace.tracer import _core, arena, machine
+from pooltrace.tracer.gate import Gate
 from pooltrace.tracer.sink import Sink, Writable
 
 _log = logging.getLogger("pooltrace")
@@ -92,11 +93,8 @@ class _State:
 _state = _State()
 
 
-begins = threading.RLock()
-"""Held while a worker is given what may begin there (its process is made, units are sent), and by a start from the
-question what runs to the switch: so the start function of each G that runs at the switch is known. Get it by this name,
-a forked child has its own.
-"""
+begins = Gate()
+"""What may begin in a worker passes here.  Get it by this name, a forked child has its own."""
 
 
 def describe_units(source: Units) -> Callable[[], None]:
@@ -149,25 +147,22 @@ def start_trace(
     if caller is None:
         caller = _core.frame(*_core.stack().frames[-1])
     arena.acquire(required=True)
-    held = begins.acquire(timeout=_HOLD)
     try:
-        with _state.lock:
-            sources = list(_state.sources)
-        units = [unit for source in sources for unit in source()]
-        with _state.lock:
-            if _state.phase != "off":
-                raise MisuseError("a trace is on already: stop it first")
-            _core.start(number, int(period * 1e9), int(patience * 1e9), machine.memory_limit(), caller, units)
-            _state.phase = "on"
-            _state.last_reader = None
-            _state.error = None
-            _state.summary = None
+        with begins.closed(_HOLD):
+            with _state.lock:
+                sources = list(_state.sources)
+            units = [unit for source in sources for unit in source()]
+            with _state.lock:
+                if _state.phase != "off":
+                    raise MisuseError("a trace is on already: stop it first")
+                _core.start(number, int(period * 1e9), int(patience * 1e9), machine.memory_limit(), caller, units)
+                _state.phase = "on"
+                _state.last_reader = None
+                _state.error = None
+                _state.summary = None
     except BaseException:
         arena.release()
         raise
-    finally:
-        if held:
-            begins.release()
 
 
 def read_trace() -> bytes | None:
@@ -260,7 +255,7 @@ def _pump(sink: Sink, begun: threading.Event) -> None:
     ``begun`` is set once something was written, or when nothing will be.
     """
     try:
-        while (data := read_trace()) is not None:
+        while (data := _read_patiently()) is not None:
             with _state.lock:
                 failed = _state.error is not None
             if failed:
@@ -277,6 +272,15 @@ def _pump(sink: Sink, begun: threading.Event) -> None:
             _failed(error)
     finally:
         begun.set()
+
+
+def _read_patiently() -> bytes | None:
+    """As read_trace; without memory the piece stays where it is, and is asked for again."""
+    while True:
+        try:
+            return read_trace()
+        except MemoryError:
+            time.sleep(_LOOK)
 
 
 def _failed(error: BaseException, *, quietly: bool = False) -> None:
@@ -445,7 +449,7 @@ def summary() -> dict[str, Any] | None:
 def _after_fork_in_child() -> None:
     global _state, begins
     _state = _State()
-    begins = threading.RLock()
+    begins = Gate()
     atexit.unregister(_stop_at_exit)
 
 

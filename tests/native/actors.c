@@ -10,7 +10,7 @@
 #include <unistd.h>
 
 pthread_mutex_t gil = PTHREAD_MUTEX_INITIALIZER;
-__thread bool gil_mine;
+__thread bool gil_mine, starting;
 
 uint32_t random_below(uint64_t *state, uint32_t n) {
     uint64_t x = *state += 0x9e3779b97f4a7c15ull; /* splitmix64 */
@@ -90,8 +90,14 @@ struct slot *start_trace(int header, uint64_t period) {
     p0_take_back();
     if (!writer_register(w, true)) die("writer_register");
     o.starter = w->slot;
+    starting = true;
     errno = coord_start(&o);
-    if (errno) die("coord_start");
+    starting = false;
+    if (errno) {
+        if (errno != ENOMEM) die("coord_start");
+        w->starter = false;
+        return NULL;
+    }
     w->in_first = LOAD(&registry.head->first_gen);
     return w->slot;
 }

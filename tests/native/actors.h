@@ -29,7 +29,8 @@ void worker_open(struct actor *a, uint64_t p); /* as module.c's worker_open, and
 /* As module.c's attach.  `forked`: in a process of its own, by mappings of its own; else in a thread, by the parent's. */
 void worker_attach(struct actor *a, const char *path, bool forked);
 void worker_detach(struct actor *a);           /* the thread that stood for it is over */
-struct slot *start_trace(int header, uint64_t period); /* as module.c's start; with the GIL */
+struct slot *start_trace(int header, uint64_t period); /* as module.c's start; with the GIL; NULL without memory */
+extern __thread bool starting; /* inside coord_start */
 uint8_t *next_piece(size_t *len); /* of the file, as module.c's read; malloc'ed; NULL at the end */
 
 /* Events; false: no trace is on, or the writer is detached. */

@@ -44,7 +44,7 @@ static bool fails(void) {
     static __thread uint64_t random;
     static au64 threads;
     uint32_t one_in = writing ? options.starve : options.fail;
-    if (spared || !one_in) return false;
+    if ((spared && !starting) || !one_in) return false;
     if (!random) random = options.seed * 1000 + atomic_fetch_add(&threads, 1) + 1;
     if (random_below(&random, one_in) != 0) return false;
     atomic_fetch_add(&failures, 1);
@@ -241,7 +241,7 @@ static void *read_all(void *arg) {
 }
 
 struct totals {
-    uint64_t generations, events, errors, lost, cut;
+    uint64_t generations, events, errors, lost, cut, refused;
 };
 
 static void one_trace(uint64_t number, uint64_t *random, struct totals *t) {
@@ -254,8 +254,14 @@ static void one_trace(uint64_t number, uint64_t *random, struct totals *t) {
     snprintf(path, sizeof path, "%s%llu.trace", options.out ? options.out : "", (unsigned long long)number);
     if (options.out && !(r.out = fopen(path, "wb"))) die(path);
     gil_take();
-    start_trace(header, random_below(random, 2) ? 0 : 1000000);
+    bool started = start_trace(header, random_below(random, 2) ? 0 : 1000000);
     gil_drop();
+    if (!started) {
+        t->refused++;
+        if (r.out && fclose(r.out)) die(path);
+        wire_free(&r.wire);
+        return;
+    }
     if (pthread_create(&reader, NULL, read_all, &r)) die("pthread_create");
     usleep(random_below(random, 20000));
     gil_take();
@@ -323,10 +329,11 @@ int main(int argc, char **argv) {
     for (uint32_t i = 0; i < SPAWNERS; i++) pthread_join(spawners[i], NULL);
     printf("race_test: seed %llu: %llu traces, %llu generations, %llu events, %llu workers buried, %llu threads ended, "
            "%llu guests ended, %llu lost, "
-           "%llu allocations failed, %llu cut, %llu errors\n",
+           "%llu allocations failed, %llu starts refused, %llu cut, %llu errors\n",
            (unsigned long long)options.seed, (unsigned long long)options.traces, (unsigned long long)t.generations,
            (unsigned long long)t.events, (unsigned long long)LOAD(&buried), (unsigned long long)LOAD(&ended_threads),
            (unsigned long long)LOAD(&ended_guests),
-           (unsigned long long)t.lost, (unsigned long long)LOAD(&failures), (unsigned long long)t.cut, (unsigned long long)t.errors);
+           (unsigned long long)t.lost, (unsigned long long)LOAD(&failures), (unsigned long long)t.refused,
+           (unsigned long long)t.cut, (unsigned long long)t.errors);
     return t.errors || (t.lost && !options.fail && !options.starve);
 }

@@ -123,7 +123,8 @@ static void put_states(uint32_t gen) {
         struct mst *m = s->m;
         if (s->kind != KIND_WORKER || !m) continue;
         uint64_t unit = m->gs == GS_RUNNING ? m->g : 0;
-        if (m->broken || LOAD(&s->entry->lost) != m->lost_before) unit = LOAD(&s->entry->unit); /* its stream has gaps */
+        if (c.merge.failed || m->broken || LOAD(&s->entry->lost) != m->lost_before) /* its stream has gaps, or was not read */
+            unit = LOAD(&s->entry->unit);
         uint32_t state = unit ? PT_STATE_RUN | ((uint32_t)unit & PT_UNIT_MASK) : PT_STATE_IDLE;
         uint64_t unset = make_word(gen, false, PT_STATE_UNSET);
         CAS(&s->entry->word, &unset, make_word(gen, false, state)); /* unless the worker has said something since */
@@ -387,7 +388,7 @@ int coord_start(const struct coord_options *o) {
     c.starter = o->starter;
     c.start_before = before;
     c.start_after = now_ns();
-    int err = start_thread();
+    int err = c.merge.failed ? ENOMEM : start_thread();
     if (err != 0) { /* as if it had never been */
         switch_all(gen_next(first), false);
         p_free(c.merge.coord_p);

@@ -39,7 +39,7 @@ int home_open(struct writer *w, struct head *head, int file, struct entry *e, ui
     home.trunk.trace = 0;
     home.trunk.broken = false;
     *w = (struct writer){.kind = KIND_WORKER, .head = head, .entry = e, .index = index, .trunk = &home.trunk, .string_mark = w->string_mark,
-                         .stack_mark = w->stack_mark, .strings = w->strings, .stacks = w->stacks, .depth = w->depth};
+                         .stack_mark = w->stack_mark, .strings = w->strings, .stacks = w->stacks, .depth = w->depth, .notice = w->notice};
     STORE(&e->m, (uint64_t)syscall(SYS_gettid));
     return 0;
 }
