@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from crew import Worker, crew, run_unit
 
-from pooltrace import summary, trace
+from pooltrace import read_trace, start_trace, stop_trace, summary, trace
 from pooltrace.format import order
 from pooltrace.format.order import Summary
 from pooltrace.tracer import emit, session
@@ -212,3 +212,35 @@ def test_a_death_before_the_trace_in_a_slot_that_is_filled_in_it(
             worker.do(run_unit, emit.new_g(), 0, 3)
             assert session.advance()
     closed(path, judge, 0, 0)
+
+
+def flood(g: int, count: int) -> None:
+    """In a worker: more than pipe and backlog hold."""
+    emit.unit_begin(g, 0, None)
+    for i in range(count):
+        emit.log(0, "flood", f"{i:0>1000}")
+    emit.unit_end()
+    emit.idle()
+
+
+def test_a_death_with_blocks_in_a_pipe_that_nobody_reads(tmp_path: Path, judge: Judge) -> None:
+    """The file's reader stalls, so the pipes are left to fill: what is in them comes before what is in the arena."""
+    path, ready, data = tmp_path / "t.trace", tmp_path / "ready", []
+    os.mkfifo(ready)
+    with crew(2) as (loud, worker):
+        start_trace(period=3600.0, patience=1.0)
+        loud.do(flood, emit.new_g(), 100_000)
+        said = put_into(worker, with_full_buffers, ready)
+        worker.end(kill=True)
+        worker.start()
+        reader = threading.Thread(target=lambda: data.extend(iter(read_trace, None)))
+        reader.start()
+        stop_trace()
+        reader.join()
+    path.write_bytes(b"".join(data))
+    judge(path)
+    keys = Counter(e.string("key") for e in order.read_events(path) if e.name == "UserLog")
+    assert (keys["said"], keys["worker lost"]) == (said, 1)
+    figures = summary()
+    assert figures is not None
+    assert figures["lost_events"] > 0  # of the other one

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from multiprocessing.pool import MaybeEncodingError, RemoteTraceback
 from typing import Any
 
+import jobs
 import numpy
 import pytest
 from faults import (
@@ -23,6 +24,7 @@ from faults import (
     failing_initializer,
     getpid,
     identity,
+    killed,
     make_lambda,
     make_not_picklable,
     make_not_unpicklable,
@@ -32,9 +34,11 @@ from faults import (
 )
 from test_pool import FACES, context
 
+import pooltrace
 from pooltrace.errors import PoolBrokenError, TaskExitError, WorkerLostError
 from pooltrace.pool import worker
 from pooltrace.pool.pool import Pool, StdPool
+from pooltrace.pool.slots import Slot
 from pooltrace.tracer import session
 
 LOSSES = {
@@ -236,6 +240,21 @@ def test_worker_killed_while_it_sends() -> None:
         assert pool.map(square, range(20), 1) == [x * x for x in range(20)]
         with pytest.raises(WorkerLostError):
             unit.get()
+
+
+def test_an_answer_that_a_dead_worker_left_unread_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    with StdPool(1) as pool:
+        assert pool.apply(square, (2,)) == 4
+        monkeypatch.setattr(Slot, "receive", lambda slot: [])
+        answered, lost = pool.apply_async(square, (3,)), pool.apply_async(killed)
+        with pytest.raises(WorkerLostError, match=r"killed by SIGKILL while it ran faults\.killed"):
+            lost.get()
+        assert answered.get() == 9
+
+
+def test_a_worker_has_no_thread_of_ours(method: str, tmp_path: Any) -> None:
+    with pooltrace.trace(tmp_path / "t.trace"), StdPool(1, context=context(StdPool, method)) as pool:
+        assert pool.map(jobs.threads, range(3), 1) == [1, 1, 1]
 
 
 def send_and_die(count: int) -> bytes:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import gc
 import io
 import os
+import re
 import struct
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -425,3 +427,66 @@ def test_a_sink_that_takes_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) 
         pump.join()
     with trace(io.BytesIO()):
         pass
+
+
+PROGRAM = """
+import logging, multiprocessing, os, sys
+logging.basicConfig(format="%(message)s")
+import pooltrace
+from pooltrace.tracer import emit, session
+session.STALL = 0.5
+
+def work(number):
+    emit.log(0, "text", f"{number:0>1000}" * 20)
+    return number
+
+def main(path):
+    with pooltrace.StdPool(2, context=multiprocessing.get_context("fork")) as pool:
+        assert pool.map(work, range(5000), 10) == list(range(5000))
+"""
+STALLED = """
+fifo = os.open(sys.argv[1], os.O_RDWR)  # so that it opens, and nobody reads
+pooltrace.start(sys.argv[1], patience=0.1, period=0.01)
+main(sys.argv[1])
+"""
+NEVER_READ = """
+pooltrace.start_trace(patience=0.1, period=0.01)
+main(sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize(("rest", "said"), [(STALLED, r"pooltrace: the trace is not complete: .*\n"), (NEVER_READ, "")])
+def test_a_program_ends_as_it_would_though_its_trace_stalls(rest: str, said: str, tmp_path: Path) -> None:
+    """Its results are right, its status is 0, and it says one line, or nothing where nobody wanted a file."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM + rest, str(fifo)], capture_output=True, text=True, timeout=100, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "")
+    assert re.fullmatch(said, done.stderr), done.stderr
+
+
+class Short(Nowhere):
+    """Takes one piece, and no more."""
+
+    def __init__(self) -> None:
+        self.pieces = 0
+
+    def write(self, data: bytes) -> None:
+        self.pieces += 1
+        if self.pieces > 1:
+            raise OSError(28, "No space left on device")
+
+
+def test_a_sink_that_fails_ends_the_trace_at_once() -> None:
+    """From then on nobody records: it would cost the job for nothing."""
+    start(Short())
+    assert emit.enabled()
+    session.advance()
+    while emit.enabled():
+        os.sched_yield()
+    with crew(1) as (worker,):
+        assert not worker.do(emit.enabled)
+        with pytest.raises(OSError, match="No space left"):
+            stop()
