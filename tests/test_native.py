@@ -78,10 +78,89 @@ def test_no_event_is_lost_over_many_switches(build: Callable[..., Path], workers
     assert count("errors", said) == 0
 
 
-def test_a_publication_that_is_broken_on_purpose_is_found(build: Callable[..., Path]) -> None:
-    """The negative control: the switch test fails when a plain store takes the compare-and-swap's place."""
-    said = run(build("switch_test", "plain", "-DPT_BROKEN_PUBLISH"), "-switches", 2000, "-ahead", 20000, status=1)
-    assert count("errors", said) > 0
+SWITCHES = ("switch_test", "-switches", 2000, "-ahead", 20000)
+STARTS = ("state_test", "-starts", 2000)
+LEAVE = """\
+    STORE(word_on(word) ? &e->left[word_gen(word) & 1] : &e->left_off, word); /* leave first, */
+    uint64_t fresh = make_word(word_gen(g), word_on(g), PT_STATE_UNSET);
+    pt_pause();
+    CAS(&e->word, &word, fresh);"""
+LEAVE_LATE = """\
+    uint64_t old = word, fresh = make_word(word_gen(g), word_on(g), PT_STATE_UNSET);
+    CAS(&e->word, &word, fresh);
+    pt_pause();
+    STORE(word_on(old) ? &e->left[word_gen(old) & 1] : &e->left_off, old);"""
+STORE_GEN = "    STORE(&registry.head->gen, make_word(gen, on, 0));\n"
+BEFORE, PAUSE = "    uint64_t before = now_ns();\n", "    pt_pause();\n"
+BROKEN: dict[str, tuple[tuple[object, ...], str, str, str]] = {
+    "published by a plain store": (
+        SWITCHES,
+        "writer.h",
+        "    if (!CAS(&w->entry->word, &old, next)) return false;",
+        "    (void)old;\n    STORE(&w->entry->word, next);",
+    ),
+    "moved first, left second": (SWITCHES, "writer.c", LEAVE, LEAVE_LATE),
+    "a clock that is not read again": (
+        SWITCHES,
+        "writer.c",
+        "            t = now_ns();\n            if (LOAD(&w->head->gen) != g) continue;\n",
+        "",
+    ),
+    "a clock that is read after the switch": (
+        SWITCHES,
+        "coord.c",
+        BEFORE + PAUSE + STORE_GEN,
+        STORE_GEN + PAUSE + BEFORE,
+    ),
+    "a state by a plain store": (
+        STARTS,
+        "writer.c",
+        "        if (CAS(&w->entry->word, &word, make_word(word_gen(word), false, state))) return true;",
+        "        STORE(&w->entry->word, make_word(word_gen(word), false, state));\n        return true;",
+    ),
+    "moved first, left second, at a start": (STARTS, "writer.c", LEAVE, LEAVE_LATE),
+    "the state that was left is not looked at": (
+        STARTS,
+        "coord.c",
+        "    if (!word) word = LOAD(on ? &e->left[gen & 1] : &e->left_off);",
+        "    if (!word) word = LOAD(&e->left[gen & 1]);",
+    ),
+    "a stop that forgets what runs": (
+        STARTS,
+        "coord.c",
+        "        uint64_t unit = m->gs == GS_RUNNING ? m->g : 0;",
+        "        uint64_t unit = 0;",
+    ),
+}
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_a_core_that_is_broken_on_purpose_is_found(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The negative controls. Each is a matter of who comes in between, so more than one seed may be needed."""
+    need(os.environ.get("CC", "cc").split()[0])
+    (target, *words), name, right, wrong = BROKEN[how]
+    core = tmp_path / "core"
+    shutil.copytree(ROOT / "pooltrace" / "tracer" / "core", core)
+    text = (core / name).read_text()
+    assert text.count(right) == 1
+    (core / name).write_text(text.replace(right, wrong))
+    monkeypatch.setenv("POOLTRACE_CORE", str(core))
+    run(FUZZ / "build", target, tmp_path / "broken")
+    for seed in range(1, 21):
+        command = map(str, (tmp_path / "broken", *words, "-seed", seed))
+        done = subprocess.run(list(command), capture_output=True, text=True, timeout=SECONDS, check=False)
+        assert done.returncode in (0, 1), done.stderr
+        if done.returncode:
+            assert count("errors", done.stdout) > 0
+            return
+    pytest.fail("it was not found")
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_start_knows_of_each_unit_once(build: Callable[..., Path], seed: int) -> None:
+    said = run(build("state_test"), "-starts", 2000, "-seed", seed)
+    assert count("units seen", said) > 10_000
+    assert count("errors", said) == 0
 
 
 def test_a_trace_of_many_switches_is_in_order(build: Callable[..., Path], tmp_path: Path, judge: Judge) -> None:

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -17,6 +18,15 @@ uint32_t random_below(uint64_t *state, uint32_t n) {
     x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
     x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
     return (uint32_t)((x ^ (x >> 31)) >> 32) % n;
+}
+
+void pt_pause(void) {
+    static au64 threads;
+    static __thread uint64_t random;
+    if (!random) random = atomic_fetch_add(&threads, 1) * 7919 + (uint64_t)getpid();
+    uint32_t dice = random_below(&random, 256);
+    if (dice == 0) usleep(random_below(&random, 200));
+    else if (dice < 8) sched_yield();
 }
 
 void die(const char *what) {

@@ -1,11 +1,11 @@
 /* The switch test: no event is lost, doubled, out of order or outside of its generation, however often that changes.
  *
  * Writers (processes, and threads of the parent) number their events; each event also says in which generation it was
- * encoded.  The coordinator advances as fast as the file is read; the reader parses it and holds every event against
+ * encoded, and at which time is noted beside it.  The coordinator advances as fast as the file is read; the reader parses it and holds every event against
  * the number that is due.  Writers pause at random between encoding and publishing, nest one event in another, fill
  * blocks, and are stopped by signals; the reader is slow at times, so that generations grow.
  *
- * Built with -DPT_BROKEN_PUBLISH it must fail: then the test sees what it is for.
+ * With a core that is broken on purpose it must fail (tests/test_native.py): then it sees what it is for.
  *
  * usage: switch_test [-switches N] [-workers N] [-threads N] [-in-threads] [-seed N] [-ahead N] [-limit S] [-o FILE]
  *   -in-threads  the workers are threads too: one process, for ThreadSanitizer
@@ -28,6 +28,8 @@
 
 #define WRITERS_MAX 16
 #define ID_MARK ((uint64_t)1 << 62)
+#define TIMES (1u << 18) /* more than any writer can be ahead */
+#define MOVED 1000       /* ns that an event may be later in the file: the merge keeps times apart */
 
 static uint64_t make_id(uint32_t writer, uint32_t gen, uint64_t seq) {
     return ID_MARK | (uint64_t)writer << 54 | (uint64_t)(gen & 0x3ff) << 44 | seq;
@@ -39,6 +41,7 @@ struct shared {                 /* between processes */
     au64 early;                 /* effects older than their cause */
     au64 by[WRITERS_MAX];       /* published, by writer */
     au64 refused[WRITERS_MAX];  /* it stopped though the trace was on */
+    au64 times[WRITERS_MAX][TIMES]; /* of the events, by number */
 };
 static struct shared *shared;
 
@@ -121,6 +124,7 @@ static bool speak(struct speaker *s) {
             s->depth--;
             if (!said) return false;
         }
+        if (s->next == mine) STORE(&shared->times[s->number][mine % TIMES], ev.time); /* else a nested one has that number */
         if (!writer_publish(s->w, &ev)) continue;
         s->next = mine + 1;
         if (gen_before(ev.gen, (uint32_t)stamp)) atomic_fetch_add(&shared->early, 1);
@@ -185,7 +189,7 @@ static void *parent_thread(void *arg) {
 struct reader {
     struct wire wire;
     uint64_t next[WRITERS_MAX];
-    uint64_t disordered, elsewhere;
+    uint64_t disordered, elsewhere, moved;
     au64 generations; /* for the thread that waits for so many */
     FILE *out;
 };
@@ -208,6 +212,11 @@ static void check_event(void *arg, const struct wire_event *e) {
         r->disordered++;
         wire_fail(&r->wire, "writer %u: event %llu, where %llu is due", writer, (unsigned long long)seq,
                   (unsigned long long)r->next[writer]);
+    }
+    uint64_t noted = LOAD(&shared->times[writer][seq % TIMES]);
+    if (e->time < noted || e->time > noted + MOVED) {
+        r->moved++;
+        wire_fail(&r->wire, "event %llu of writer %u is %lld ns later than it was", (unsigned long long)seq, writer, (long long)(e->time - noted));
     }
     r->next[writer] = seq + 1;
     atomic_fetch_add(&shared->checked, 1);
@@ -310,9 +319,9 @@ static uint64_t report(struct reader *r, uint32_t failed) {
     if (errors)
         fprintf(stderr,
                 "%llu out of order, %llu in another generation, %llu writers whose last events are missing, %llu effects before "
-                "their cause, %llu counted as lost, %u workers failed, %llu refused; first: %s\n",
+                "their cause, %llu moved, %llu counted as lost, %u workers failed, %llu refused; first: %s\n",
                 (unsigned long long)r->disordered, (unsigned long long)r->elsewhere, (unsigned long long)missing,
-                (unsigned long long)early, (unsigned long long)lost, failed, (unsigned long long)refused,
+                (unsigned long long)early, (unsigned long long)r->moved, (unsigned long long)lost, failed, (unsigned long long)refused,
                 r->wire.errors ? r->wire.error : "-");
     printf("switch_test: seed %llu, %u workers (%s), %u threads: %llu switches, %llu events, %llu errors\n",
            (unsigned long long)options.seed, options.workers, options.in_threads ? "as threads" : "forked", options.threads,

@@ -55,7 +55,9 @@ static struct gen_info gen_info(uint64_t before) {
 /* Stores the generation, then moves every word.  Returns the clock before the store. */
 static uint64_t switch_all(uint32_t gen, bool on) {
     uint64_t before = now_ns();
+    pt_pause();
     STORE(&registry.head->gen, make_word(gen, on, 0));
+    pt_pause();
     pthread_mutex_lock(&registry.lock);
     list_slots();
     pthread_mutex_unlock(&registry.lock);
@@ -63,6 +65,7 @@ static uint64_t switch_all(uint32_t gen, bool on) {
         struct entry *e = c.slots[i]->entry;
         uint64_t word = LOAD(&e->word);
         c.finals[i] = 0;
+        pt_pause();
         while (word_gen(word) != gen)
             if (CAS(&e->word, &word, make_word(gen, on, PT_STATE_UNSET))) {
                 c.finals[i] = word;

@@ -54,6 +54,12 @@ static inline uint32_t gen_next(uint32_t g) { return g == PT_GEN_MAX ? 4 : g + 1
 #define CAS(p, old, new) \
     atomic_compare_exchange_strong_explicit((p), (old), (new), memory_order_acq_rel, memory_order_acquire)
 
+#ifdef PT_TEST /* only in tests/native: a moment in which others may come in between */
+void pt_pause(void);
+#else
+static inline void pt_pause(void) {}
+#endif
+
 /* ---- the arena: one file, a header and then entries of PT_STRIDE bytes ------------------------------- */
 #define PT_MAGIC 0x3130414352415450ull /* "PTARCA01" */
 #define PT_PAGE 4096u

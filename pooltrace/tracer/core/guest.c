@@ -75,6 +75,7 @@ bool guest_register(struct writer *w) {
     entry_init(e, home.head, KIND_GUEST, 0);
     STORE(&e->m, (uint64_t)syscall(SYS_gettid));
     STORE(&e->since, now_ns()); /* it writes nothing before: the parent looks for a P that is free since then */
+    pt_pause();
     STORE(&home.head->owner[index], owner | OWNER_LISTED);
     atomic_thread_fence(memory_order_seq_cst); /* see slots_adopt */
     w->kind = KIND_GUEST;

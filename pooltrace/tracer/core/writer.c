@@ -111,6 +111,7 @@ void writer_after_fork(void) {
 static void move_on(struct entry *e, uint64_t word, uint64_t g) {
     STORE(word_on(word) ? &e->left[word_gen(word) & 1] : &e->left_off, word); /* leave first, */
     uint64_t fresh = make_word(word_gen(g), word_on(g), PT_STATE_UNSET);
+    pt_pause();
     CAS(&e->word, &word, fresh); /* move second */
 }
 
@@ -201,7 +202,9 @@ int writer_open_anew(struct writer *w, struct event *ev, size_t need) {
     if (!w->entry || (w->kind == KIND_THREAD && w->epoch != registry.epoch)) return 0;
     if (w->detached && !attach_again(w)) return 0;
     for (;;) {
-        uint64_t t = now_ns(), g = LOAD(&w->head->gen), word = LOAD(&w->entry->word);
+        uint64_t t = now_ns();
+        pt_pause();
+        uint64_t g = LOAD(&w->head->gen), word = LOAD(&w->entry->word);
         if (word_gen(word) != word_gen(g)) {
             if (gen_before(word_gen(word), word_gen(g))) move_on(w->entry, word, g);
             continue;
@@ -241,6 +244,7 @@ bool writer_off_state(struct writer *w, uint32_t state) {
             continue;
         }
         if (word_on(word)) return false;
+        pt_pause();
         if (CAS(&w->entry->word, &word, make_word(word_gen(word), false, state))) return true;
     }
 }

@@ -71,12 +71,7 @@ static inline int writer_open(struct writer *w, struct event *ev, size_t need) {
 /* true: it is in the trace; false: the word had moved on, write it again from writer_open. */
 static inline bool writer_publish(struct writer *w, struct event *ev) {
     uint64_t old = ev->word, next = ev->word + (uint64_t)(ev->p - ev->start);
-#ifdef PT_BROKEN_PUBLISH /* only in tests/native: what must fail there, or the switch test sees nothing */
-    (void)old;
-    STORE(&w->entry->word, next);
-#else
     if (!CAS(&w->entry->word, &old, next)) return false;
-#endif
     w->last_word = next;
     if (ev->whole || !ev->definition) w->last_time = ev->time; /* a definition has no time of its own */
     return true;
