@@ -124,3 +124,13 @@ def run_unit(g: int, generation: int, items: int) -> list[tuple[int, int]]:
     emit.unit_end()
     emit.idle()
     return noted
+
+
+def flood(g: int, count: int, size: int = 1000) -> int:
+    """In a worker: a unit with more to say than pipe and backlog hold, when nobody reads the file."""
+    emit.unit_begin(g, 0, None)
+    for i in range(count):
+        emit.log(0, "flood", str(i).zfill(size))
+    emit.unit_end()
+    emit.idle()
+    return count

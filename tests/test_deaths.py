@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from crew import Worker, crew, run_unit
+from crew import Worker, crew, flood, run_unit
 
 from pooltrace import read_trace, start_trace, stop_trace, summary, trace
 from pooltrace.format import order
@@ -212,15 +212,6 @@ def test_a_death_before_the_trace_in_a_slot_that_is_filled_in_it(
             worker.do(run_unit, emit.new_g(), 0, 3)
             assert session.advance()
     closed(path, judge, 0, 0)
-
-
-def flood(g: int, count: int) -> None:
-    """In a worker: more than pipe and backlog hold."""
-    emit.unit_begin(g, 0, None)
-    for i in range(count):
-        emit.log(0, "flood", f"{i:0>1000}")
-    emit.unit_end()
-    emit.idle()
 
 
 def test_a_death_with_blocks_in_a_pipe_that_nobody_reads(tmp_path: Path, judge: Judge) -> None:

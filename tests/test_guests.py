@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from crew import Worker, crew, run_unit
+from crew import Worker, crew, flood, run_unit
 from faults import METHODS
 
 import pooltrace
@@ -195,15 +195,6 @@ def test_threads_that_end_with_no_trace_on_give_theirs_back_at_the_next(tmp_path
             worker.do(end_beside)  # in the middle of a call, perhaps
             judge(path)
         assert entries(worker) <= 8
-
-
-def flood(g: int, count: int) -> None:
-    """In a worker: more than fits into the pipe, when nobody reads the file."""
-    emit.unit_begin(g, 0, None)
-    for i in range(count):
-        emit.log(0, "flood", f"{i:0>1000}")
-    emit.unit_end()
-    emit.idle()
 
 
 def test_threads_that_end_while_the_pipe_is_full_leave_all_that_they_said(tmp_path: Path, judge: Judge) -> None:

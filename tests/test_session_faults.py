@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from crew import crew, run_unit
+from crew import crew, flood, run_unit
 
 import pooltrace
 from pooltrace import MisuseError, read_trace, start, start_trace, stop, stop_trace, summary, trace
@@ -359,23 +359,13 @@ def test_a_worker_whose_trace_began_with_a_unit_says_so_once(tmp_path: Path, jud
 # --- sinks that stall -----------------------------------------------------------------------------
 
 
-def flood(g: int, count: int) -> int:
-    """In a worker: more than its pipe and the coordinator's backlog hold."""
-    emit.unit_begin(g, 0, None)
-    for number in range(count):
-        emit.log(0, "key", f"{number:0500}")
-    emit.unit_end()
-    emit.idle()
-    return count
-
-
 def test_a_reader_that_stalls_costs_the_job_its_patience_and_the_trace_says_so(tmp_path: Path, judge: Judge) -> None:
     """Nobody reads while the worker runs: what fits nowhere is lost, and counted in the file; then all is well."""
     path, count = tmp_path / "t.trace", 100_000
     with crew(1) as (worker,):
         start_trace(period=0.01, patience=0.05)
         pieces = [read_trace()]
-        assert worker.do(flood, emit.new_g(), count) == count
+        assert worker.do(flood, emit.new_g(), count, 500) == count
         assert worker.do(run_unit, emit.new_g(), 0, 3)
         stop_trace()
         while (piece := read_trace()) is not None:
@@ -393,7 +383,7 @@ def test_a_reader_that_stalls_costs_the_job_its_patience_and_the_trace_says_so(t
         if event.name == "UserLog" and event.string("key") == "events lost":
             told += int(event.string("value").split()[0])
             assert event.string("value").endswith(f" of M {worker.pid}")
-        kept += event.name == "UserLog" and event.string("key") == "key"
+        kept += event.name == "UserLog" and event.string("key") == "flood"
     assert told == lost
     assert 0 < count - kept <= lost
 
