@@ -207,7 +207,7 @@ def add_good_more() -> None:
 
 
 def add_good_unusual() -> None:
-    """What has to be accepted though no writer does it: generations that say less, or later, what their Ms and Gs do."""
+    """What has to be accepted though no writer does it: generations that say less of their Ms and Gs, or later."""
     task = "UserTaskBegin dt=1 task=1 parent=0 name=3 stack=1"
     unusual = ("HeapAlloc dt=1 bytes=5", "UserTaskEnd dt=1 task=1 stack=0", *parent())
     scenario(
