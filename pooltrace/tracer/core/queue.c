@@ -96,7 +96,8 @@ int coord_wait(size_t *len, uint64_t wait_ns) {
 bool coord_read(uint8_t *to, size_t len) {
     pthread_mutex_lock(&c.lock);
     struct chunk *k = c.out;
-    if (k && k->len == len) {
+    bool mine = k && k->len == len;
+    if (mine) {
         memcpy(to, k->bytes, len);
         c.out = k->next;
         if (!c.out) c.out_tail = &c.out;
@@ -104,12 +105,10 @@ bool coord_read(uint8_t *to, size_t len) {
         c.chunks_read = k->number;
         wake(); /* an advance may wait for this */
         pthread_cond_broadcast(&c.cond);
-    } else {
-        k = NULL;
     }
     pthread_mutex_unlock(&c.lock);
-    free(k);
-    return k != NULL;
+    if (mine) free(k);
+    return mine;
 }
 
 uint64_t coord_queued(void) {
