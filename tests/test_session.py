@@ -13,6 +13,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from crew import Worker, crew, run_unit
@@ -591,6 +592,49 @@ def test_units_that_wait_cost_nothing_per_generation() -> None:
             by_generation[batch.gen] = by_generation.get(batch.gen, 0) + len(batch.data)
         sizes.append(max(list(by_generation.values())[3:-1]))  # neither those of the creations nor that of the end
     assert 0 < sizes[1] < sizes[0] + 100  # numbers may be some bytes longer; 100,000 units would be a megabyte
+
+
+class Untouched:
+    """Raises whenever anybody looks at it."""
+
+    def _looked(self, *_: object) -> Any:
+        raise AssertionError("it was looked at")
+
+    __hash__ = __eq__ = __str__ = __repr__ = __index__ = __bool__ = __len__ = __iter__ = _looked  # type: ignore[assignment]
+
+
+def off() -> None:
+    """No emit looks at its arguments, allocates, or asks for a stack, when no trace is on."""
+    x: Any = Untouched()
+    calls: list[tuple[Callable[..., object], tuple[Any, ...], object]] = [
+        (emit.log, (x, x, x), None),
+        (emit.region_begin, (x, x, x, x), 0),
+        (emit.region_end, (), None),
+        (emit.task_begin, (x, x, x, x), None),
+        (emit.task_end, (x,), None),
+        (emit.go_create, (x, x, x), 0),
+        (emit.go_cancel, (x, x, x), None),
+        (emit.go_block, (x, x), None),
+        (emit.go_unblock, (None, x), None),
+        (emit.go_resume, (None,), None),
+    ]
+    for call, args, nothing in calls:
+        assert call(*args) == nothing
+    before = sys.getallocatedblocks()
+    for call, args, _ in calls:
+        call(*args)
+    assert sys.getallocatedblocks() - before <= 2  # what the loop itself holds
+
+
+def test_with_no_trace_on_nothing_is_looked_at() -> None:
+    off()
+    with crew(1) as (worker,):
+        worker.do(off)
+        with trace(io.BytesIO()):  # so that both have a place in the arena
+            emit.log(0, "here", "yes")
+            worker.do(run_unit, emit.new_g(), 0, 1)
+        off()
+        worker.do(off)
 
 
 def test_without_a_trace_there_is_no_advance() -> None:

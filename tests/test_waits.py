@@ -157,6 +157,21 @@ def test_a_condition_wakes_in_order(tmp_path: Path, judge: Judge) -> None:
     assert wakings(path) == (5, Counter({False: 4, True: 1}))
 
 
+def test_what_comes_before_the_lock_is_taken_is_not_waited_for(tmp_path: Path, judge: Judge) -> None:
+    path, event = tmp_path / "t.trace", Event("test")
+
+    class Late(threading.Condition):
+        def __enter__(self) -> bool:
+            event._flag = True  # the waker was a little faster
+            return super().__enter__()
+
+    event._cond = Late(threading.Lock())
+    with trace(path):
+        in_thread(event.wait)
+    judge(path)
+    assert wakings(path) == (0, Counter())
+
+
 def test_the_one_who_would_wake_must_not_wait() -> None:
     event = Event("test", thread=threading.current_thread())
     with pytest.raises(MisuseError, match="a callback waits for a result of its own pool"):
