@@ -90,6 +90,14 @@ LEAVE_LATE = """\
     CAS(&e->word, &word, fresh);
     pt_pause();
     STORE(word_on(old) ? &e->left[word_gen(old) & 1] : &e->left_off, old);"""
+RACES = ("race_test", "-traces", 200)
+LIST = """\
+    pthread_mutex_lock(&registry.lock);
+    list_slots();
+    pthread_mutex_unlock(&registry.lock);
+    for (uint32_t i = 0; i < c.n; i++) {
+        struct entry *e = c.slots[i]->entry;
+"""
 STORE_GEN = "    STORE(&registry.head->gen, make_word(gen, on, 0));\n"
 BEFORE, PAUSE = "    uint64_t before = now_ns();\n", "    pt_pause();\n"
 BROKEN: dict[str, tuple[tuple[object, ...], str, str, str]] = {
@@ -111,6 +119,12 @@ BROKEN: dict[str, tuple[tuple[object, ...], str, str, str]] = {
         "coord.c",
         BEFORE + PAUSE + STORE_GEN,
         STORE_GEN + PAUSE + BEFORE,
+    ),
+    "listed first, stored second": (
+        RACES,
+        "coord.c",
+        STORE_GEN + PAUSE + LIST,
+        LIST.partition("    for ")[0] + PAUSE + STORE_GEN + "".join(LIST.partition("    for ")[1:]),
     ),
     "a state by a plain store": (
         STARTS,

@@ -3,7 +3,8 @@
  *   main      starts and stops traces, one after the other, with a reader each; period 0 or 1 ms
  *   engines   each has a slot: opens an entry, lets a worker run units in it, buries it (killed, ended, with a claim)
  *             and fills the slot again, whether a trace is on or not; the first one's workers have threads of their own
- *   threads   of the parent that come in, write, leave or not, and end
+ *   threads   of the parent that come in, write, leave or not, and end; how much they wrote into which generation is
+ *             counted, and held against the file
  *
  * usage: race_test [-traces N] [-seed N] [-limit S] [-fail N] [-starve N] [-o PREFIX]
  *   -fail    of the coordinator's calls for memory one in N fails, at random; a file may be cut off then, but not be wrong
@@ -179,6 +180,8 @@ static void *engine(void *arg) {
 }
 
 /* ---- threads of the parent ---- */
+static uint64_t written[1u << 16]; /* GIL: events of a kind that nobody else writes, by generation */
+
 static void *thread_life(void *arg) {
     uint64_t random = (uint64_t)(uintptr_t)arg;
     spared = true;
@@ -195,6 +198,7 @@ static void *thread_life(void *arg) {
             made[0] = atomic_fetch_add(&counters->g, 1);
             if (say_meagrely(w, OP_CREATE, made, 3)) offer(&random, w, made[0]);
         }
+        if (say_meagrely(w, OP_TASK_END, made, 2)) written[word_gen(w->last_word) & 0xffff]++;
         if (random_below(&random, 2) && say_meagrely(w, OP_LEAVE, NULL, 0)) w->in_first = 0;
         gil_drop();
         usleep(random_below(&random, 300));
@@ -222,8 +226,14 @@ static void *spawner(void *arg) {
 struct reading {
     struct wire wire;
     uint64_t errors; /* before its end */
+    uint64_t found;  /* of what was written */
     FILE *out;
 };
+
+static void count_event(void *arg, const struct wire_event *e) {
+    struct reading *r = arg;
+    r->found += e->type == GoUserTaskEnd;
+}
 
 static void *read_all(void *arg) {
     struct reading *r = arg;
@@ -251,6 +261,8 @@ static void one_trace(uint64_t number, uint64_t *random, struct totals *t) {
     char path[300];
     pthread_t reader;
     wire_init(&r.wire, header);
+    r.wire.event = count_event;
+    r.wire.arg = &r;
     snprintf(path, sizeof path, "%s%llu.trace", options.out ? options.out : "", (unsigned long long)number);
     if (options.out && !(r.out = fopen(path, "wb"))) die(path);
     gil_take();
@@ -280,6 +292,10 @@ static void one_trace(uint64_t number, uint64_t *random, struct totals *t) {
     t->generations += r.wire.generations;
     t->events += r.wire.events;
     t->lost += coord_merge()->lost_events;
+    uint64_t noted = 0;
+    for (uint32_t gen = coord_merge()->first_gen; gen <= r.wire.last_gen; gen++) noted += written[gen & 0xffff];
+    if (noted != r.found && !options.fail && !options.starve)
+        wire_fail(&r.wire, "%llu events were written, %llu are there", (unsigned long long)noted, (unsigned long long)r.found);
     bool cut = coord_merge()->failed && (options.fail || options.starve);
     uint64_t errors = cut ? r.errors : r.wire.errors + coord_merge()->failed;
     t->errors += errors;
