@@ -220,6 +220,7 @@ def test_a_death_with_blocks_in_a_pipe_that_nobody_reads(tmp_path: Path, judge: 
     os.mkfifo(ready)
     with crew(2) as (loud, worker):
         start_trace(period=3600.0, patience=1.0)
+        assert session.advance()  # nobody reads that, so there is no other, and the pipes are left to fill
         loud.do(flood, emit.new_g(), 100_000)
         said = put_into(worker, with_full_buffers, ready)
         worker.end(kill=True)

@@ -202,6 +202,7 @@ def test_threads_that_end_while_the_pipe_is_full_leave_all_that_they_said(tmp_pa
     path, data = tmp_path / "t.trace", []
     with crew(1) as (worker,):
         start_trace(period=3600.0, patience=1.0)
+        assert session.advance()  # nobody reads that, so there is no other, and the pipes are left to fill
         worker.do(flood, emit.new_g(), 100_000)
         worker.do(in_threads, 6, 3)
         before = entries(worker)
