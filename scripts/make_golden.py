@@ -227,6 +227,17 @@ def add_good_unusual() -> None:
         "the status of a G that waits, at the time at which it is woken: nobody may know of it before",
         [*wait, *generation(*woken, gen=2, time=2000)],
     )
+    created = [batch(100, 1000, *parent(), CREATE)]
+    started = [
+        batch(100, 2000, *parent(), "GoStatusStack dt=10 g=2 m=-1 gstatus=1 stack=1"),
+        batch(200, 2004, *worker(), "GoStart dt=7 g=2 g_seq=1"),
+    ]
+    fast = {"freq": 2_000_000_000}
+    scenario(
+        "status-as-late-in-ns",
+        "the same of a unit that starts, by a clock of 2 GHz: what comes first in its units is at the same ns",
+        [*one(*created, **fast), *generation(*started, gen=2, time=2000, **fast)],
+    )
     scenario(
         "another-p",
         "a generation in which an M is on another P than before: no writer's, but readers allow it",

@@ -91,8 +91,8 @@ def _text(event: Event) -> bytes:
 
 
 class _Said:
-    """What a generation says itself: when it tells a G's status and when something first happens to one, which Ps and
-    Ms it names."""
+    """What a generation says itself: when it tells a G's status and when something first happens to one (ns: readers
+    order by these), which Ps and Ms it names."""
 
     def __init__(self, generation: Generation) -> None:
         self.statuses: dict[int, int] = {}
@@ -101,13 +101,14 @@ class _Said:
         self.ms: set[int] = set(generation.batches)
         for batches in generation.batches.values():
             for batch in batches:
-                self._note(batch, generation.header)
+                self._note(batch, generation)
 
-    def _note(self, batch: Batch, header: Header) -> None:
-        time = batch.time
-        for event in read_events(batch, header):
+    def _note(self, batch: Batch, generation: Generation) -> None:
+        units = batch.time
+        for event in read_events(batch, generation.header):
             name, args = event.spec.name, event.args
-            time += args[0] if event.spec.timed else 0
+            units += args[0] if event.spec.timed else 0
+            time = generation.to_ns(units)
             if name in ("GoStatus", "GoStatusStack"):
                 self.statuses[args[1]] = time
             elif name in ("GoStart", "GoUnblock", "GoSwitch", "GoSwitchDestroy"):
