@@ -244,16 +244,19 @@ class Interrupted(Exception):
 
 def test_a_start_that_is_interrupted_while_it_waits_leaves_nothing(begins: Told) -> None:
     def handler(number: int, frame: object) -> None:
-        raise Interrupted
+        if not handled.is_set():
+            handled.set()
+            raise Interrupted
 
     def inside() -> None:
         with begins:
             entered.set()
             begins.event.wait()
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+            while not handled.wait(0.01):  # one that comes just before the wait does not end it
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
             over.wait()
 
-    entered, over = threading.Event(), threading.Event()
+    entered, handled, over = threading.Event(), threading.Event(), threading.Event()
     before, old = arena._users, signal.signal(signal.SIGUSR1, handler)
     thread = threading.Thread(target=inside)
     try:
