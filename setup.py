@@ -1,4 +1,4 @@
-"""The C extension alone; everything else about the package is in setup.cfg."""
+"""The C extensions alone; everything else about the package is in setup.cfg."""
 
 from __future__ import annotations
 
@@ -7,21 +7,27 @@ from glob import glob
 
 from setuptools import Extension, setup
 
+
+def extension(name: str, directory: str) -> Extension:
+    return Extension(
+        name,
+        sources=sorted(glob(f"{directory}/*.c")),
+        depends=sorted(glob(f"{directory}/*.h")),
+        define_macros=[("_GNU_SOURCE", "1"), ("PY_SSIZE_T_CLEAN", "1")],
+        extra_compile_args=[
+            "-std=gnu11",
+            "-O2",
+            "-pthread",
+            "-fvisibility=hidden",
+            *os.environ.get("POOLTRACE_CFLAGS", "").split(),
+        ],
+        extra_link_args=["-pthread", *os.environ.get("POOLTRACE_LDFLAGS", "").split()],
+    )
+
+
 setup(
     ext_modules=[
-        Extension(
-            "pooltrace.tracer._core",
-            sources=sorted(glob("pooltrace/tracer/core/*.c")),
-            depends=sorted(glob("pooltrace/tracer/core/*.h")),
-            define_macros=[("_GNU_SOURCE", "1"), ("PY_SSIZE_T_CLEAN", "1")],
-            extra_compile_args=[
-                "-std=gnu11",
-                "-O2",
-                "-pthread",
-                "-fvisibility=hidden",
-                *os.environ.get("POOLTRACE_CFLAGS", "").split(),
-            ],
-            extra_link_args=["-pthread", *os.environ.get("POOLTRACE_LDFLAGS", "").split()],
-        )
+        extension("pooltrace.tracer._core", "pooltrace/tracer/core"),
+        extension("pooltrace.pool._channel", "pooltrace/pool/core"),
     ]
 )

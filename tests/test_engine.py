@@ -310,10 +310,8 @@ def test_a_task_that_forks_or_closes_everything() -> None:
     with StdPool(2) as pool:
         found = results_of(pool, "forked")
         assert found == [x * x for x in range(8)]
-        found = results_of(pool, "closed_all")
-        error = found.pop(3)
-        assert found == [x * x for x in range(8) if x != 3]
-        assert isinstance(error, WorkerLostError)
+        # its worker can tell nobody any more, but what it has answered is in the page that it shares with the parent
+        assert results_of(pool, "closed_all") == [x * x for x in range(8)]
         pid = os.fork()
         if pid == 0:
             os._exit(0)

@@ -99,7 +99,20 @@ LIST = """\
         struct entry *e = c.slots[i]->entry;
 """
 STORE_GEN = "    STORE(&registry.head->gen, make_word(gen, on, 0));\n"
+UNITS = ("page_test", "-units", 50_000, "-patience", 5)
 BEFORE, PAUSE = "    uint64_t before = now_ns();\n", "    pt_pause();\n"
+CLAIM = """\
+    uint64_t next = claim_word(seq, to);
+    return atomic_compare_exchange_strong_explicit(&p->claim[seq % WINDOW], &offered, next, memory_order_acq_rel,
+                                                   memory_order_acquire);
+"""
+PUT = "    ring_put(p, head, r, sizeof *r);\n    ring_put(p, head + sizeof *r, data, r->len);\n"
+PUBLISH = "    atomic_store_explicit(&p->head, head + bytes, memory_order_release);\n"
+HEARD = """\
+    atomic_exchange(&p->rung, 0);
+    page_pause();
+    return atomic_load_explicit(&p->head, memory_order_acquire);
+"""
 BROKEN: dict[str, tuple[tuple[object, ...], str, str, str]] = {
     "published by a plain store": (
         SWITCHES,
@@ -145,6 +158,34 @@ BROKEN: dict[str, tuple[tuple[object, ...], str, str, str]] = {
         "        uint64_t unit = m->gs == GS_RUNNING ? m->g : 0;",
         "        uint64_t unit = 0;",
     ),
+    "a claim by a plain store": (
+        UNITS,
+        "page.h",
+        CLAIM,
+        """\
+    bool free = atomic_load(&p->claim[seq % WINDOW]) == offered;
+    page_pause();
+    if (free) atomic_store(&p->claim[seq % WINDOW], claim_word(seq, to));
+    return free;
+""",
+    ),
+    "published before it is written": (
+        UNITS,
+        "page.h",
+        PUT + "    page_pause();\n" + PUBLISH,
+        PUBLISH + "    page_pause();\n" + PUT,
+    ),
+    "taken after the bell was heard": (
+        UNITS,
+        "page.h",
+        HEARD,
+        """\
+    uint64_t head = atomic_load_explicit(&p->head, memory_order_acquire);
+    page_pause();
+    atomic_exchange(&p->rung, 0);
+    return head;
+""",
+    ),
 }
 
 
@@ -154,11 +195,12 @@ def test_a_core_that_is_broken_on_purpose_is_found(how: str, tmp_path: Path, mon
     need(os.environ.get("CC", "cc").split()[0])
     (target, *words), name, right, wrong = BROKEN[how]
     core = tmp_path / "core"
-    shutil.copytree(ROOT / "pooltrace" / "tracer" / "core", core)
+    part, variable = ("pool", "POOLTRACE_CHANNEL") if name == "page.h" else ("tracer", "POOLTRACE_CORE")
+    shutil.copytree(ROOT / "pooltrace" / part / "core", core)
     text = (core / name).read_text()
     assert text.count(right) == 1
     (core / name).write_text(text.replace(right, wrong))
-    monkeypatch.setenv("POOLTRACE_CORE", str(core))
+    monkeypatch.setenv(variable, str(core))
     run(FUZZ / "build", target, tmp_path / "broken")
     for seed in range(1, 21):
         command = map(str, (tmp_path / "broken", *words, "-seed", seed))
@@ -174,6 +216,13 @@ def test_a_core_that_is_broken_on_purpose_is_found(how: str, tmp_path: Path, mon
 def test_a_start_knows_of_each_unit_once(build: Callable[..., Path], seed: int) -> None:
     said = run(build("state_test"), "-starts", 2000, "-seed", seed)
     assert count("units seen", said) > 10_000
+    assert count("errors", said) == 0
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_unit_is_run_once_and_its_result_arrives(build: Callable[..., Path], seed: int) -> None:
+    said = run(build("page_test"), "-units", 200_000, "-seed", seed)
+    assert count("taken back", said) > 1000
     assert count("errors", said) == 0
 
 

@@ -22,7 +22,7 @@ from jobs import note, note_if_alive
 
 import pooltrace
 from pooltrace.format import order
-from pooltrace.pool import frames
+from pooltrace.pool import worker
 from pooltrace.pool.slots import Slot
 from pooltrace.tracer import session
 
@@ -179,18 +179,15 @@ def test_a_worker_that_dies_between_claim_and_begin(
     older: bool, tmp_path: Path, judge: Judge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The unit is the worker's own: it is started on it, and lost with it."""
-    path, parent, take = tmp_path / "t.trace", os.getpid(), frames.take_claim
+    path = tmp_path / "t.trace"
 
-    def take_and_die(read_fd: int) -> bool:
-        taken = take(read_fd)
-        if taken and os.getpid() != parent:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return taken
+    def die(self: object, frame: object) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
 
     with pooltrace.trace(path, period=3600.0), pool_of("multiprocessing", "fork", 1) as pool:
         pool.map(note, range(3))
         (before,) = (process.pid for process in pool._pool)
-        monkeypatch.setattr(frames, "take_claim", take_and_die)
+        monkeypatch.setattr(worker._Worker, "_unit", die)
         os.kill(before, signal.SIGKILL)  # the next one has the hook
         if older:
             monkeypatch.setattr(Slot, "flush", advance_first(Slot.flush))
@@ -248,7 +245,7 @@ def test_a_trace_around_part_of_a_pools_life(tmp_path: Path, judge: Judge, worke
             pooltrace.stop()
             judge(path)
             noted = {(n.pid, n.begin) for n in [*before.get(), *within, *after.get()]}
-            found = truth.read(path, "jobs.note")
+            found = truth.read(path, "jobs.note", whole=False)
             for m, items in found.items.items():  # each region holds exactly one note of its worker
                 mine = sorted(begin for pid, begin in noted if pid == m)
                 for item in items:

@@ -6,19 +6,22 @@ set `state` and call `wake`. It knows neither the pool object (which may be coll
 made of answers: see intake.py.
 
 What holds, and what breaks otherwise:
-1. A worker takes a claim before it starts a unit, the engine takes one to take a unit back: so no unit runs twice, and
-   a death says which unit had begun (it fails with WorkerLostError) and which had not (they go to others).
-2. After a unit was taken back the worker gets nothing until it has said that it skipped that frame: else the next
-   frame's claim would start the one that was taken back.
+1. A worker claims a unit before it starts it, the engine takes it back by the same word (core/page.h): so no unit runs
+   twice, and a death says which unit had begun (it fails with WorkerLostError) and which had not (they go to others).
+2. A result is in the shared page, or on its way in the channel, before the worker claims its next unit: else a death
+   would take results with it of units that had ended.
 3. A dead worker's channel is read to its end before its units are judged: an answer that came counts.
 4. Writing never blocks: a worker that does not read holds up nobody. Nothing waits for a process but the ends of the
    pool, bounded.
-5. A unit that waits behind a running one is given to a worker that has nothing to do: else a unit could wait for ever
-   for one behind it.
+5. A unit that waits behind a running one is given to a worker that has nothing to do (backlog.py): else a unit could
+   wait for ever for one behind it.
+6. A worker need not tell of a short unit's result at once. While it has more units the engine looks by itself, until it
+   sees that the worker is still in the unit in which it was: else results would wait for a long unit behind them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import selectors
@@ -28,12 +31,16 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
 
 from pooltrace.errors import InternalError, MisuseError, PoolBrokenError, PoolTerminatedError
-from pooltrace.pool import frames, intake
-from pooltrace.pool.jobs import Job, Outcome, Unit
+from pooltrace.pool import _channel, descriptors, intake
+from pooltrace.pool._channel import Answer
+from pooltrace.pool.backlog import Backlog
+from pooltrace.pool.borrow import Borrowed, Lending
+from pooltrace.pool.jobs import Job, Outcome, Unit, Waiting
 from pooltrace.pool.serialize import Serializer, main_is_importable
-from pooltrace.pool.slots import DEPTH, GIVE_UP, GRACE, MOST_SENDS, Plan, Process, Slot, launch_all
+from pooltrace.pool.slots import GIVE_UP, GRACE, LOOK, MOST_DEATHS, Plan, Process, Slot, launch_all
 from pooltrace.pool.waits import Event
 from pooltrace.tracer import arena, emit
 
@@ -46,14 +53,17 @@ class Engine:
     def __init__(self, plan: Plan, processes: int) -> None:
         self.pid = os.getpid()
         self.state = RUN  # any thread, towards TERMINATE only
-        self.inbox: deque[Unit] = deque()  # any thread appends, the dispatcher takes
+        self.inbox: deque[Waiting] = deque()  # any thread appends, the dispatcher takes
         self.cache = intake.Cache(self)
+        self.job_ids: Iterator[int] = importlib.import_module(plan.family + ".pool").job_counter
         self.jobs: dict[int, Job] = {}  # any thread adds and removes: single operations
         self.fault: Exception | None = None  # set once, before all that waits is given up: no job can succeed any more
         self.finished = Event("waiting for the pool to end")
         self.thread = threading.Thread(target=self._run, name="pooltrace dispatcher", daemon=True)
         self.serializer = Serializer(plan.family, plan.start_method == "fork" or main_is_importable())
-        self._pending: deque[Unit] = deque()
+        self._backlog = Backlog(self.serializer, self._fail)
+        self.lending = Lending(self._came_back)
+        self._look_at = 0.0  # when to look next at those that may hold results back (time.monotonic)
         self._asleep = False  # dispatcher: `wake` has to write
         self._poked = False  # any thread: look again before you sleep
         self.processes: list[Process] = []
@@ -63,8 +73,8 @@ class Engine:
         self._selector = selectors.DefaultSelector()
         self._waker, self._woken = socket.socketpair()
         read_fd, write_fd = os.pipe()
-        self._lifeline, self._lifeline_read = frames.End(write_fd), frames.End(read_fd)
-        frames.own(self._selector, self._waker, self._woken, self._lifeline)
+        self._lifeline, self._lifeline_read = descriptors.End(write_fd), descriptors.End(read_fd)
+        descriptors.own(self._selector, self._waker, self._woken, self._lifeline)
         for end in (self._waker, self._woken):
             end.setblocking(False)
         self._selector.register(self._woken, selectors.EVENT_READ, None)
@@ -111,16 +121,25 @@ class Engine:
 
     def queued(self) -> int:
         """Units that wait in the parent."""
-        return len(self.inbox) + len(self._pending)
+        return sum(row.left for row in list(self.inbox)) + len(self._backlog)
+
+    def borrow(self) -> Borrowed | None:
+        """A worker for the calling thread, if there is one with nothing to do and nothing that waits for it."""
+        busy = self.inbox or len(self._backlog) or threading.current_thread() is self.thread
+        if busy or self.state != RUN or self.fault is not None or os.getpid() != self.pid:
+            return None
+        return self.lending.borrow(self._slots)
+
+    def _came_back(self) -> None:
+        if self.inbox or len(self._backlog) or self.lending.returned or self.state != RUN:
+            self.wake()
 
     def wake(self) -> None:
         """After any change that the dispatcher has to see."""
         self._poked = True
         if self._asleep:
-            try:
+            with contextlib.suppress(OSError):  # full: it is awake; closed: the pool has ended
                 self._waker.send(b".")
-            except OSError:
-                pass  # full: it is awake; closed: the pool has ended
 
     def close(self) -> None:
         if self.state == RUN:
@@ -135,6 +154,7 @@ class Engine:
         if os.getpid() != self.pid:
             return
         self.state = TERMINATE
+        self.lending.recall()
         self.wake()
         if threading.current_thread() is not self.thread:
             self.finished.wait(PARTING + GRACE + GIVE_UP + 2.0)
@@ -167,13 +187,18 @@ class Engine:
                 self.finished.set()
 
     def _ended(self) -> bool:
-        if self.state != CLOSE or self.cache or self._pending or self.inbox:
+        if self.state != CLOSE or self.cache or self._backlog or self.inbox:
             return False
-        for slot in self._slots:
-            if slot.process is not None:
-                slot.stop()
-                self._flush(slot)
+        self._stop_workers()
         return all(slot.process is None for slot in self._slots)
+
+    def _stop_workers(self) -> None:
+        """Asks all of them to end; one that is lent is in nobody's hands until its unit is done, or it is killed."""
+        with self.lending.lock:
+            for slot in self._slots:
+                if slot.process is not None and not slot.lent:
+                    slot.stop()
+                    self._flush(slot)
 
     def _wait(self) -> list[tuple[selectors.SelectorKey, int]]:
         """Waits for something to do. Whoever changes something after the check of _poked sees that we sleep."""
@@ -181,8 +206,7 @@ class Engine:
         if self._poked:
             self._asleep = self._poked = False
             return self._selector.select(0)
-        waiting = [slot.retry_at for slot in self._slots if slot.process is None and self._to_be_filled()]
-        timeout = max(0.0, min(waiting) - time.monotonic()) if waiting else None
+        timeout = self._timeout()
         if not emit.enabled():
             events = self._selector.select(timeout)
             self._asleep = self._poked = False
@@ -197,10 +221,17 @@ class Engine:
         self._asleep = self._poked = False
         return events
 
+    def _timeout(self) -> float | None:
+        """Seconds until there is something to do of which no descriptor tells."""
+        times = [slot.retry_at for slot in self._slots if slot.process is None and self._to_be_filled()]
+        if any(slot.restless for slot in self._slots):
+            times.append(self._look_at)
+        return max(0.0, min(times) - time.monotonic()) if times else None
+
     def _turn(self, events: list[tuple[selectors.SelectorKey, int]]) -> None:
         """One round: answers, deaths, new units, slots."""
         traced = emit.enabled() and (emit.enter() or True)
-        received: list[tuple[Slot, frames.Frame]] = []
+        received: list[tuple[Slot, list[Answer]]] = []
         dead: list[Slot] = []
         if traced:
             emit.region_begin(emit.PHASE, 0, "receive", None)
@@ -211,57 +242,75 @@ class Engine:
                 dead.append(key.data)
             else:
                 if mask & selectors.EVENT_READ:
-                    self._receive(key.data, received)
+                    received.append((key.data, key.data.receive()))
+                    self._listen(key.data)
                 if mask & selectors.EVENT_WRITE:
                     self._flush(key.data)
+        if time.monotonic() >= self._look_at:
+            self._look_at = time.monotonic() + LOOK
+            received.extend((slot, slot.look()) for slot in self._slots if slot.restless)
         if traced:
             emit.region_end()
-        self._answer(received, traced)
+        for slot, answers in received:
+            self._answer(slot, answers, traced)
         received.clear()
         for slot in dead:
             self._died(slot)
-        while self.inbox:
-            self._pending.append(self.inbox.popleft())
+        self._take_returned()
+        self._backlog.take_in(self.inbox)
         if self.fault is not None:
             self._cancel_all()  # who put them there has seen the fault, too, and told its job
-        self._assign(traced)
+        with self.lending.lock:
+            self._assign(traced)
         self._fill()
         if traced:
             emit.leave()
 
     def _drain_waker(self) -> None:
-        try:
+        with contextlib.suppress(OSError):
             self._woken.recv(4096)
-        except OSError:
-            pass
 
-    def _receive(self, slot: Slot, received: list[tuple[Slot, frames.Frame]]) -> None:
-        received.extend((slot, frame) for frame in slot.receive())
-        if slot.ended:
+    def _listen(self, slot: Slot) -> None:
+        """To what the slot's channel can tell: that something came, and that it takes more while something waits for
+        that. A worker with nothing to do has nothing to say, and may be lent."""
+        end = slot.end
+        mask = 0
+        if end is not None and not end.ended:
+            silent = self.lending.asked and slot.ready and not slot.inflight
+            mask = (0 if silent else selectors.EVENT_READ) | (selectors.EVENT_WRITE if slot.writing else 0)
+        if mask == slot.listening:
+            return
+        if not slot.listening:
+            self._selector.register(slot.channel, mask, slot)
+        elif mask:
+            self._selector.modify(slot.channel, mask, slot)
+        else:
             self._selector.unregister(slot.channel)
+        slot.listening = mask
 
     # -- answers
 
-    def _answer(self, received: list[tuple[Slot, frames.Frame]], traced: bool) -> None:
+    def _answer(self, slot: Slot, answers: list[Answer], traced: bool) -> None:
+        if not answers:
+            return
         outcomes: list[tuple[Unit, Outcome]] = []
-        if traced and received:
+        if traced:
             emit.region_begin(emit.PHASE, 0, "unpickle", None)
-        for slot, frame in received:
-            if frame.kind == frames.RESULT:
-                unit = slot.answer()
-                self._idle_deaths = 0
-                if unit.g != frame.unit:
-                    raise InternalError(f"unit {unit.g} was expected from its worker, {frame.unit} came")
-                outcomes.append((unit, intake.outcome(self.serializer.family, unit, frame)))
-            elif frame.kind == frames.SKIPPED:
-                slot.skipping = False
-            elif frame.kind == frames.READY:
+        family = self.serializer.family
+        for answer in answers:
+            if answer.kind == _channel.RESULT:
+                outcomes.append((answer.unit, intake.outcome(family, answer)))
+            elif answer.kind == _channel.READY:
                 slot.ready = True
                 self._failures = 0
-            elif frame.kind == frames.START_FAILED:
-                slot.start_error = intake.load_error(frame)
-        if traced and received:
+            elif answer.kind == _channel.START_FAILED:
+                slot.start_error = intake.load_error(answer)
+        if traced:
             emit.region_end()
+        if outcomes:
+            self._idle_deaths = 0
+            slot.answered_all([answer for answer in answers if answer.kind == _channel.RESULT])
+        answers.clear()
         for unit, outcome in outcomes:
             self._complete(unit, outcome)
 
@@ -276,89 +325,62 @@ class Engine:
     # -- units to workers
 
     def _assign(self, traced: bool) -> None:
-        pickling = traced and bool(self._pending)
+        pickling = traced and bool(self._backlog)
         if pickling:
             emit.region_begin(emit.PHASE, 0, "pickle", None)
-        touched: dict[Slot, None] = {}
-        for _ in range(2):
-            self._hand_out(touched)
-            if self._pending or not self._take_back():
-                break
+        touched = self._backlog.assign(self._slots)
         if pickling:
             emit.region_end()
         if traced and touched:
             emit.region_begin(emit.PHASE, 0, "write", None)
         for slot in touched:
             self._flush(slot)
+        if self.lending.asked:
+            for slot in self._slots:
+                if slot.listening and not slot.inflight:
+                    self._listen(slot)
         if traced and touched:
             emit.region_end()
 
-    def _hand_out(self, touched: dict[Slot, None]) -> None:
-        for depth in range(DEPTH):
-            for slot in self._slots:
-                while slot.room() == depth:
-                    unit = self._next_unit()
-                    if unit is None:
-                        return
-                    try:
-                        slot.post(unit, self.serializer)
-                    except BaseException as error:
-                        self._fail(unit, error)
-                        unit.cancel()
-                    else:
-                        touched[slot] = None
-
-    def _next_unit(self) -> Unit | None:
-        """The oldest unit that still has to run."""
-        while self._pending:
-            unit = self._pending.popleft()
-            job = unit.job
-            job.unqueued(unit)
-            if unit.error is not None:
-                self._fail(unit, unit.error)
-            elif not job.over:
-                return unit
-            unit.cancel()
-        return None
-
     def _cancel_all(self) -> None:
         """Of the units that wait in the parent."""
-        while self._pending:
-            self._pending.popleft().cancel()
+        self._backlog.cancel()
         self.cancel_inbox()
 
-    def _take_back(self) -> bool:
-        """For each worker with nothing to do one unit that waits behind another."""
-        hungry = sum(1 for slot in self._slots if slot.room() == 0)
-        for slot in self._slots:
-            if hungry <= len(self._pending):
-                break
-            unit = slot.take_back() if slot.process is not None else None
-            if unit is not None:
-                unit.job.requeued(unit)
-                self._pending.append(unit)
-        return bool(self._pending)
-
     def _flush(self, slot: Slot) -> None:
-        waiting = not slot.flush()
-        if waiting != slot.writing and not slot.ended:
-            slot.writing = waiting
-            mask = selectors.EVENT_READ | (selectors.EVENT_WRITE if waiting else 0)
-            self._selector.modify(slot.channel, mask, slot)
+        slot.writing = not slot.flush()
+        self._listen(slot)
 
     # -- deaths and starts
 
     def _watch(self, slot: Slot) -> None:
-        self._selector.register(slot.channel, selectors.EVENT_READ, slot)
+        slot.listening = 0
+        self._listen(slot)
         self._selector.register(slot.watch(), selectors.EVENT_READ, slot)
+
+    def _take_returned(self) -> None:
+        """Slots that were lent, and came back with something to be done."""
+        while self.lending.returned:
+            slot = self.lending.returned.popleft()
+            if slot.process is None:
+                continue  # it has died, and was buried, since
+            if slot.died_lent:
+                slot.died_lent = False
+                self._selector.register(slot.pidfd, selectors.EVENT_READ, slot)
+            self._flush(slot)
 
     def _died(self, slot: Slot) -> None:
         """Rule 3: first what it has said, then what it has not."""
         process = slot.process
         if process is None:
             return
-        self._answer([(slot, frame) for frame in slot.receive_rest()], False)
-        if not slot.ended:
+        with self.lending.lock:
+            if slot.lent:  # whoever has it sees that, too, and gives it back
+                slot.died_lent = True
+                self._selector.unregister(slot.pidfd)
+                return
+        self._answer(slot, slot.receive_rest(), False)
+        if slot.listening:
             self._selector.unregister(slot.channel)
         self._selector.unregister(slot.pidfd if slot.pidfd >= 0 else process.sentinel)
         begun, waiting = slot.unanswered()
@@ -366,17 +388,16 @@ class Engine:
         expected = slot.stopping or served or self.state == TERMINATE
         ready, start_error = slot.ready, slot.start_error
         how = slot.how_it_ended()
-        errors = {unit: slot.lost(unit, how) for unit in (*begun, *waiting)}
+        if waiting and not begun:
+            waiting[0].deaths += 1  # it may have died of reading it
+        hopeless = [unit for unit in waiting[:1] if unit.deaths >= MOST_DEATHS]
+        errors = {unit: slot.lost(unit, how) for unit in (*begun, *hopeless)}
         slot.bury(None if expected or start_error is not None else how, begun[0] if begun else None)
-        for unit in begun:
-            self._fail(unit, errors[unit])
-        for unit in reversed(waiting):
-            if unit.sends >= MOST_SENDS:
-                self._fail(unit, errors[unit])
-                unit.cancel()
-            else:
-                unit.job.requeued(unit)
-                self._pending.appendleft(unit)
+        for unit, error in errors.items():
+            self._fail(unit, error)
+        for unit in hopeless:
+            unit.cancel()
+        self._backlog.put_back(waiting[len(hopeless) :])
         if expected:
             return
         if not ready:
@@ -439,7 +460,7 @@ class Engine:
             if slot.process is not None:
                 print(f"pooltrace: worker pid {slot.process.pid} does not die", file=sys.stderr)
             slot.free()
-        frames.disown(self._selector, self._waker, self._woken, self._lifeline, self._lifeline_read)
+        descriptors.disown(self._selector, self._waker, self._woken, self._lifeline, self._lifeline_read)
         arena.release()
         self._exit_hook.cancel()
         # an engine is part of a cycle; what holds descriptors and buffers is not
@@ -448,10 +469,7 @@ class Engine:
     def _end_workers(self) -> None:
         """Who has nothing to do leaves by himself, with all that a process does at its end; the others are told to."""
         self.state = TERMINATE  # from here on a death is no loss
-        for slot in self._slots:
-            if slot.process is not None:
-                slot.stop()
-                self._flush(slot)
+        self._stop_workers()
         idle = [slot for slot in self._slots if slot.process is not None and slot.ready and not slot.inflight]
         self._await_deaths(PARTING, idle)
         for signals, seconds in (((signal.SIGTERM, signal.SIGCONT), GRACE), ((signal.SIGKILL,), GIVE_UP)):
@@ -462,6 +480,7 @@ class Engine:
     def _await_deaths(self, seconds: float, slots: list[Slot]) -> None:
         deadline = time.monotonic() + seconds
         while any(slot.process is not None for slot in slots):
+            self._take_returned()
             left = deadline - time.monotonic()
             if left <= 0:
                 return
@@ -473,6 +492,6 @@ class Engine:
                     dead.append(key.data)
                 else:
                     self._selector.unregister(key.data.channel)
-                    key.data.ended = True
+                    key.data.listening = 0
             for slot in dead:  # only now: burying closes the channel, whose event may be in the same batch
                 self._died(slot)

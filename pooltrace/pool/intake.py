@@ -15,13 +15,15 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pooltrace.errors import MisuseError
-from pooltrace.pool import frames, jobs
-from pooltrace.pool.jobs import Job, Outcome, Tasks, Unit
+from pooltrace.pool import _channel, jobs
+from pooltrace.pool._channel import Answer
+from pooltrace.pool.jobs import Job, Outcome, Tasks, Unit, Waiting
 from pooltrace.pool.serialize import Serializer
 from pooltrace.pool.waits import Condition, Event
 from pooltrace.tracer import emit
 
 if TYPE_CHECKING:
+    from pooltrace.pool.borrow import Borrowed
     from pooltrace.pool.engine import Engine
 
 SetLength = Callable[[int], None]
@@ -62,8 +64,8 @@ class Cache(dict[int, Any]):
         if self.pop(job_id, None) is not None:
             self._given_up.pop(job_id, None)
             end_job(self._engine, job_id)
-            if not self:
-                self._engine.wake()
+            if not self and self._engine.state != "RUN":
+                self._engine.wake()  # it may end now
 
 
 def end_job(engine: Engine, job_id: int) -> None:
@@ -107,21 +109,22 @@ def _report(error: BaseException) -> None:
             pass  # not even standard error is there
 
 
-def outcome(family: str, unit: Unit, frame: frames.Frame) -> Outcome:
+def outcome(family: str, answer: Answer) -> Outcome:
     """What an answer says of its unit; one that cannot be unpickled is an error of that unit."""
-    success = not frame.flags & frames.FAILED
+    success = not answer.flags & _channel.FAILED
     try:
-        return success, Serializer.loads(frame.payload, frame.buffers)
+        return success, Serializer.loads(answer.payload, answer.buffers)
     except BaseException as error:
-        size = len(frame.payload) + sum(buffer.nbytes for buffer in frame.buffers)
+        unit = answer.unit
         what = "result" if success else "exception"
+        size = len(answer.payload or b"") + sum(len(buffer) for buffer in answer.buffers)
         return False, encoding_error(family, error, f"<{what} of {unit.job.name}, {size} bytes>")
 
 
-def load_error(frame: frames.Frame) -> BaseException:
+def load_error(answer: Answer) -> BaseException:
     """The exception that a worker met at its start."""
     try:
-        error = Serializer.loads(frame.payload, frame.buffers)
+        error = Serializer.loads(answer.payload, answer.buffers)
         return error if isinstance(error, BaseException) else RuntimeError(repr(error))
     except BaseException as failure:
         return failure
@@ -149,7 +152,7 @@ def abort(result: Any, cache: Cache, error: BaseException, callbacks: bool) -> N
     if not cache.give_up(result._job):
         return
     if hasattr(result, "_event"):
-        if not callbacks:
+        if not callbacks and not isinstance(result, Direct):
             result._callback = result._error_callback = None
         left = getattr(result, "_number_left", 1)
         deliver(result, 0, (False, error), max(1, left))
@@ -167,6 +170,38 @@ def _end_iterator(result: Any) -> None:
         result._length = result._index
         result._pool = None
         result._cond.notify_all()
+
+
+class Direct:
+    """The result of a call that brings it itself, as a rule; a stock result has locks that it would not need."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._job = next(engine.job_ids)
+        self._engine = engine
+        self._event: Event | None = None  # made when somebody else has to bring it
+        self._outcome: Outcome | None = None
+        dict.__setitem__(engine.cache, self._job, self)
+
+    def _set(self, i: int, outcome: Outcome) -> None:
+        self._outcome = outcome
+        del self._engine.cache[self._job]
+        if self._event is not None:
+            self._event.set()
+
+    def get(self) -> Any:
+        """Waits for it. Raises what the call has raised."""
+        if self._outcome is None:
+            event = self._event = Event("waiting for a result", None, self._engine.thread)
+            if self._outcome is None:
+                event.wait()
+        assert self._outcome is not None
+        success, value = self._outcome
+        if success:
+            return value
+        try:
+            raise value
+        finally:
+            del self, value  # its traceback has this frame
 
 
 class TaskQueue:
@@ -187,10 +222,29 @@ class TaskQueue:
                 self._map(tasks)
             return
         for job_id, index, function, args, kwds in tasks:
-            job = self._begin(job_id, frames.APPLY, function, "apply", single=True)
-            self._submit(job, [Unit(job, index, (args, kwds))], _callers_stack())
+            job = self._begin(job_id, _channel.APPLY, function, "apply", single=True)
+            self._submit(job, [Unit(job, index, (args, kwds), emit.new_g())], _callers_stack())
         if set_length is not None:
             raise MisuseError("this kind of task list is not known")
+
+    def apply(self, borrowed: Borrowed, function: object, args: Any, kwds: Any) -> Direct:
+        """One unit, by the calling thread itself."""
+        result = Direct(self._engine)
+        unit: Unit | None = None
+        try:
+            job = self._begin(result._job, _channel.APPLY, function, "apply", single=True)
+            unit = Unit(job, 0, (args, kwds), emit.new_g())
+            stack = _callers_stack()
+            if stack is not None:
+                unit.submit(stack)
+            borrowed.run(unit, result, self._engine.serializer, stack)
+        except BaseException as error:  # Ctrl-C
+            if borrowed.is_ours:  # nobody would bring the result
+                if unit is not None:
+                    unit.cancel()
+                abort(result, self._engine.cache, error, False)
+            raise
+        return result
 
     def qsize(self) -> int:
         """How many units wait in the parent (the stock pool's counts calls): a measure for who submits."""
@@ -211,18 +265,20 @@ class TaskQueue:
             end_job(self._engine, job_id)
         return job
 
-    def _submit(self, job: Job, units: Iterable[Unit], stack: emit.Stack | None) -> None:
+    def _submit(self, job: Job, units: list[Waiting], stack: emit.Stack | None) -> None:
         engine = self._engine
         if stack is not None:
             emit.enter()
             for unit in units:
-                if unit.error is None:
-                    unit.generation = emit.go_create(unit.g, job.start, stack)
-                engine.inbox.append(unit)
+                rest: Waiting | None = unit
+                while (piece := rest) is not None:
+                    rest = piece.submit(stack)
+                    engine.inbox.append(piece)
+                    engine.wake()
             emit.leave()
         else:
             engine.inbox.extend(units)
-        engine.wake()
+            engine.wake()
         if engine.fault is not None:
             engine.cancel_inbox()
             result = engine.cache.get(job.id)
@@ -237,7 +293,7 @@ class TaskQueue:
         if kind is None or batches is None:
             raise MisuseError("this kind of task list is not known")
         function, items, size = batches
-        job = self._begin(tasks.job_id, kind, function, "map" if kind == frames.MAP else "starmap")
+        job = self._begin(tasks.job_id, kind, function, "map" if kind == _channel.MAP else "starmap")
         try:
             self._submit(job, jobs.finite_units(job, items, size, result._number_left), _callers_stack())
         except BaseException as error:  # Ctrl-C while the user's iterable was consumed: nobody will bring the rest
@@ -250,7 +306,8 @@ class TaskQueue:
         function: object = batches[0] if chunked and batches else tasks.function
         result = set_length.__self__  # type: ignore[attr-defined]
         call = "imap_unordered" if "Unordered" in type(result).__name__ else "imap"
-        job = self._begin(tasks.job_id, kind if chunked and kind else frames.APPLY, function, call)
+        job = self._begin(tasks.job_id, kind if chunked and kind else _channel.APPLY, function, call)
+        job.room = threading.Event()
         feeder = threading.Thread(
             target=self._feed,
             args=(job, tasks.iterable, chunked, set_length, _callers_stack()),
@@ -274,7 +331,7 @@ class TaskQueue:
         try:
             for index, item in enumerate(items):
                 # a chunk is the stock generator's (function, items)
-                unit = Unit(job, index, item[1] if chunked else ((item,), {}))
+                unit = Unit(job, index, item[1] if chunked else ((item,), {}), emit.new_g())
                 self._feed_one(job, unit, stack)
                 del item, unit
                 if job.over:
@@ -283,7 +340,7 @@ class TaskQueue:
             if job.over:
                 return
             index += 1
-            unit = Unit(job, index, None)
+            unit = Unit(job, index, None, emit.new_g())
             unit.error = error
             self._feed_one(job, unit, None)
             del unit
@@ -302,14 +359,11 @@ class TaskQueue:
             emit.region_end()
         if job.is_full() and not job.over:
             emit.leave()  # what follows is a wait
-            while job.is_full() and not job.over:
-                job.room.clear()
-                if job.is_full() and not job.over:
-                    job.room.wait()
+            job.wait_for_room()
             emit.enter()
         job.fed += 1
         job.fed_bytes += unit.size
-        self._submit(job, (unit,), (stack or emit.stack(0)) if emit.enabled() else None)
+        self._submit(job, [unit], (stack or emit.stack(0)) if emit.enabled() else None)
         emit.leave()
 
 

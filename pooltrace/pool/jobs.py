@@ -10,15 +10,16 @@ import inspect
 import itertools
 import marshal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from pooltrace.pool import frames
+from pooltrace.pool import _channel
 from pooltrace.pool.serialize import Pickled, Serializer, describe
 from pooltrace.tracer import emit
 
 Outcome = tuple[bool, Any]  # success, and the value or the exception: what the stock results' _set takes
 AHEAD = 64  # units of an imap that may wait in the parent; its iterator is not consumed further than that,
+PIECE = 1024  # units that are submitted at a time
 AHEAD_BYTES = 16 << 20  # nor while so much of them, pickled, waits there
 
 
@@ -43,6 +44,7 @@ class Job:
         "sent_bytes",
         "single",
         "task",
+        "unit_ns",
     )
 
     def __init__(self, id: int, kind: int, function: object, single: bool = False) -> None:
@@ -54,7 +56,8 @@ class Job:
         self.task = emit.new_task()
         self.fed = self.fed_bytes = 0  # units that the feeder has submitted; feeder's thread only
         self.sent = self.sent_bytes = 0  # units that are no longer queued; dispatcher's thread only
-        self.room = threading.Event()  # the feeder waits for it when it is too far ahead
+        self.room: threading.Event | None = None  # the feeder waits for it when it is too far ahead
+        self.unit_ns = 0  # how long a unit takes, from the last ones; 0: not known yet. Dispatcher's thread only
         self.over = False  # its last result is in, or it was given up
         self._blob: bytes | None = None
         self._start: emit.Stack | None = None
@@ -73,16 +76,30 @@ class Job:
             self._blob = len(about).to_bytes(4, "little") + about + serializer.dumps_function(self.function)
         return self._blob
 
+    def took(self, ns: int) -> None:
+        """One more unit has taken so long. Dispatcher's thread."""
+        known = self.unit_ns
+        self.unit_ns = known + (ns - known) // 8 if known else max(1, ns)
+
     def is_full(self) -> bool:
         """The feeder is as far ahead as it may be."""
         units, size = self.fed - self.sent, self.fed_bytes - self.sent_bytes
         return units >= AHEAD or (units > 0 and size >= AHEAD_BYTES)
 
+    def wait_for_room(self) -> None:
+        """Until the feeder is not too far ahead any more, or the job is over. Feeder's thread."""
+        room = self.room
+        assert room is not None
+        while self.is_full() and not self.over:
+            room.clear()
+            if self.is_full() and not self.over:
+                room.wait()
+
     def unqueued(self, unit: Unit) -> None:
         """One unit waits no longer. Dispatcher's thread."""
         self.sent += 1
         self.sent_bytes += unit.size
-        if self.fed and not self.room.is_set():
+        if self.room is not None and not self.room.is_set():
             units, size = self.fed - self.sent, self.fed_bytes - self.sent_bytes
             if units <= AHEAD // 2 and (size <= AHEAD_BYTES // 2 or units == 0):
                 self.room.set()
@@ -96,7 +113,8 @@ class Job:
         """Nothing more will be sent: lets the function go, and the feeder, if one waits."""
         self.over = True
         self.function = self._blob = None
-        self.room.set()
+        if self.room is not None:
+            self.room.set()
 
 
 def read_blob(blob: memoryview) -> tuple[tuple[str, str, int, int], memoryview]:
@@ -110,33 +128,40 @@ class Unit:
     """One piece of a job. What it applies the function to is kept until its answer is in: it may be sent again."""
 
     __slots__ = (
-        "count",
+        "deaths",
         "error",
         "g",
         "generation",
         "index",
         "job",
         "packed",
-        "sends",
+        "sent_bytes",
         "size",
         "span",
         "weight",
         "what",
     )
 
-    def __init__(self, job: Job, index: int, what: Any, span: tuple[int, int] | None = None) -> None:
-        self.g = emit.new_g()
+    def __init__(self, job: Job, index: int, what: Any, g: int, span: tuple[int, int] | None = None) -> None:
+        self.g = g
         self.generation = 0
         self.job = job
         self.index = index
         self.what = what  # (args, kwds), a chunk's items, or with `span` the sequence that they are a slice of
         self.span = span
-        self.count = 1 if what is None or job.kind == frames.APPLY else span[1] - span[0] if span else len(what)
         self.packed: Pickled | None = None  # what it applies the function to, pickled beforehand
         self.size = 0  # bytes of that
+        self.sent_bytes = 0  # bytes of its frame
         self.error: BaseException | None = None  # known before it runs: the user's iterator raised it
         self.weight = 1  # how many units of the result an error stands for
-        self.sends = 0
+        self.deaths = 0  # of workers that were about to begin it
+
+    @property
+    def count(self) -> int:
+        """How many items."""
+        if self.span is not None:
+            return self.span[1] - self.span[0]
+        return 1 if self.what is None or self.job.kind == _channel.APPLY else len(self.what)
 
     def pack(self, serializer: Serializer) -> None:
         """Pickles now, buffers too: who made the arguments may change them next. Raises what pickling raises."""
@@ -144,6 +169,11 @@ class Unit:
         self.packed = payload, [memoryview(bytes(buffer)) for buffer in buffers]
         self.size = len(payload) + sum(buffer.nbytes for buffer in self.packed[1])
         self.what = None
+
+    def submit(self, stack: emit.Stack | None) -> None:
+        """Tells the trace that it exists. What is to be submitted after it: nothing."""
+        if self.error is None:
+            self.generation = emit.go_create(self.g, self.job.start, stack)
 
     def cancel(self) -> None:
         """It will never run: ends it in the trace, if that knows of it. By whoever took it out of its queue."""
@@ -153,6 +183,59 @@ class Unit:
 
     def payload(self) -> Any:
         return self.what if self.span is None else tuple(self.what[self.span[0] : self.span[1]])
+
+    # -- as what waits in the engine's queue, like a row of them
+
+    @property
+    def left(self) -> int:
+        return 1
+
+    def take(self) -> Unit:
+        return self
+
+
+class Row:
+    """Units of one job that wait, in a row: each is made when it is handed out. Of one thread at a time."""
+
+    __slots__ = ("g", "generation", "index", "items", "job", "left", "size")
+
+    def __init__(self, job: Job, items: tuple[Any, ...] | range, size: int, index: int, left: int, g: int) -> None:
+        self.job = job
+        self.items = items
+        self.size = size  # items of a unit
+        self.index = index  # of the next unit,
+        self.g = g  # and its G
+        self.left = left  # units
+        self.generation = 0
+
+    def submit(self, stack: emit.Stack | None) -> Row | None:
+        """Tells the trace that its units exist. What is to be submitted after it: the rest of a long row, which need
+        not wait for it, and units that come into another generation."""
+        self.generation, made = emit.go_create_row(self.g, min(self.left, PIECE), self.job.start, stack)
+        if made == self.left:
+            return None
+        rest = Row(self.job, self.items, self.size, self.index + made, self.left - made, self.g + made)
+        self.left = made
+        return rest
+
+    def take(self) -> Unit:
+        """The first of them."""
+        index, size, items = self.index, self.size, self.items
+        begin = index * size
+        unit = Unit(self.job, index, items, self.g, (begin, min(begin + size, len(items))))
+        unit.generation = self.generation
+        self.index = index + 1
+        self.g += 1
+        self.left -= 1
+        return unit
+
+    def cancel(self) -> None:
+        """None of them will run."""
+        while self.left:
+            self.take().cancel()
+
+
+Waiting = Unit | Row
 
 
 class Tasks:
@@ -180,39 +263,36 @@ def kind_of(mapper: object) -> int | None:
     """MAP or STARMAP for the stock pools' own helpers, None for anything else."""
     module = getattr(mapper, "__module__", None)
     if module in ("multiprocessing.pool", "multiprocess.pool"):
-        return {"mapstar": frames.MAP, "starmapstar": frames.STARMAP}.get(getattr(mapper, "__name__", ""))
+        return {"mapstar": _channel.MAP, "starmapstar": _channel.STARMAP}.get(getattr(mapper, "__name__", ""))
     return None
 
 
-def finite_units(job: Job, items: Iterable[Any], size: int, count: int) -> Iterator[Unit]:
+def finite_units(job: Job, items: Iterable[Any], size: int, count: int) -> list[Waiting]:
     """The units of a map whose result expects `count`. An error of the iterable stands for all that are missing."""
-    if type(items) is list:
-        items = tuple(items)  # the caller may change it while units wait
-    if isinstance(items, (tuple, range)):
-        for index in range(count):
-            yield Unit(job, index, items, (index * size, min(len(items), (index + 1) * size)))
-        return
-    index = -1
     error: BaseException | None = None
+    if not isinstance(items, (tuple, range)):
+        # a list may be changed by the caller while units wait; anything else may be longer or shorter than it said
+        items, error = _consume(items, count * size)
+    whole = min(count, -(-len(items) // size) if error is None else len(items) // size)
+    found: list[Waiting] = []
+    if whole:
+        found.append(Row(job, items, size, 0, whole, emit.new_g(whole)))
+    missing = count - whole
+    if missing > 0:
+        last = Unit(job, whole, None, emit.new_g())
+        last.error = error or ValueError(
+            f"the iterable ended early: {missing} of {count} chunks that its length promised are missing"
+        )
+        last.weight = missing
+        found.append(last)
+    return found
+
+
+def _consume(items: Iterable[Any], most: int) -> tuple[tuple[Any, ...], BaseException | None]:
+    """The items, and what the iterable raised instead of the rest."""
+    found: list[Any] = []
     try:
-        chunk: list[Any] = []
-        for item in itertools.islice(items, count * size):  # it may be longer than it said
-            chunk.append(item)
-            if len(chunk) == size:
-                index += 1
-                yield Unit(job, index, tuple(chunk))
-                chunk = []
-        if chunk:
-            index += 1
-            yield Unit(job, index, tuple(chunk))
-    except Exception as raised:
-        error = raised
-    missing = count - index - 1
-    if missing <= 0:
-        return
-    last = Unit(job, index + 1, None)
-    last.error = error or ValueError(
-        f"the iterable ended early: {missing} of {count} chunks that its length promised are missing"
-    )
-    last.weight = missing
-    yield last
+        found.extend(itertools.islice(items, most))
+    except Exception as error:
+        return tuple(found), error
+    return tuple(found), None

@@ -161,8 +161,15 @@ class Face:
     # -- the calls that the trace shows as a whole, rather than as a submission and a wait
 
     def apply(self, func: Callable[..., Any], args: Iterable[Any] = (), kwds: Mapping[str, Any] = {}) -> Any:
+        """One unit, of an idle worker that this thread borrows, if there is one."""
         with _traced():
-            return super().apply(func, args, kwds)  # type: ignore[misc]
+            self._check_running()  # type: ignore[attr-defined]
+            borrowed = self._engine.borrow() if type(self).apply_async is Face.apply_async else None
+            if borrowed is None:
+                return super().apply(func, args, kwds)  # type: ignore[misc]
+            with borrowed:
+                result = self._taskqueue.apply(borrowed, func, args, kwds)
+            return result.get()
 
     def apply_async(
         self,

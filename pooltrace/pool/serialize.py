@@ -15,11 +15,13 @@ Buffers of 32 KiB and more (protocol 5) are handed out beside the pickle, uncopi
 from __future__ import annotations
 
 import copyreg
+import functools
 import importlib
 import io
 import pickle
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 _OUT_OF_BAND = 32 * 1024
@@ -27,6 +29,7 @@ _CALL = "__call__"  # of a callable object's class
 # What a pickler raises for things that it cannot do; anything else is the object's own error.
 REFUSALS = (pickle.PicklingError, AttributeError, TypeError)
 
+Buffer = bytes | bytearray | memoryview
 Pickled = tuple[bytes, list[memoryview]]
 Dump = Callable[[Any, "Callable[[pickle.PickleBuffer], object] | None"], bytes]
 
@@ -39,67 +42,63 @@ class Serializer:
         self._dill = family == "multiprocess"
         self._main_by_value = self._dill or not main_is_shared
         self._reducers: dict[type, Any] = importlib.import_module(family + ".reduction").ForkingPickler._extra_reducers
+        self._seen: tuple[dict[Any, Any], dict[Any, Any]] = (
+            {},
+            {},
+        )  # reducers, the family's and all, as picklers have them
+        self._picklers: list[_Pickler] = []  # any thread takes one and puts it back: single operations
 
     def dumps_function(self, function: object) -> bytes:
         """A callable, in one piece; with `dumps` for arguments it is pickled once per job."""
-        return self._dumps(function, None, self._main_by_value)
+        return self._dumps(function, False, self._main_by_value)[0]
 
     def dumps(self, obj: object) -> Pickled:
         """Arguments, or the initializer's. Raises what the family's pickler would."""
-        return self._with_buffers(obj, self._main_by_value, True)
+        return self._dumps(obj, True, self._main_by_value)
 
     def dumps_result(self, obj: object) -> Pickled:
         """What a worker sends back: `__main__` is always known in the parent."""
-        return self._with_buffers(obj, False, self._dill)
+        return self._dumps(obj, True, False) if self._dill else self._fast(obj, True)
 
-    def _with_buffers(self, obj: object, main_by_value: bool, fallback: bool) -> Pickled:
-        buffers: list[memoryview] = []
-
-        def take(buffer: pickle.PickleBuffer) -> bool:
-            raw = buffer.raw()
-            if raw.nbytes < _OUT_OF_BAND or len(buffers) >= 1024:
-                return True
-            buffers.append(raw)
-            return False
-
-        if not fallback:
-            return self._fast(obj, take), buffers
-        data = self._dumps(obj, take, main_by_value, buffers)
-        return data, buffers
-
-    def _dumps(
-        self,
-        obj: object,
-        take: Callable[[pickle.PickleBuffer], bool] | None,
-        main_by_value: bool,
-        buffers: list[memoryview] | None = None,
-    ) -> bytes:
+    def _dumps(self, obj: object, beside: bool, main_by_value: bool) -> Pickled:
         refusal: Exception | None = None
         try:
-            data = self._fast(obj, take)
+            data, buffers = self._fast(obj, beside)
             if not main_by_value or b"__main__" not in data:
-                return data
+                return data, buffers
         except REFUSALS as error:
             refusal = error
-            data = b""
         for fallback in self._fallbacks():
-            if buffers:
-                buffers.clear()
+            buffers = []
             try:
-                return fallback(obj, take)
+                return fallback(obj, functools.partial(_take, buffers) if beside else None), buffers
             except REFUSALS as error:
                 refusal = refusal or error
         assert refusal is not None
         raise refusal
 
-    def _fast(self, obj: object, take: Callable[[pickle.PickleBuffer], bool] | None) -> bytes:
-        file = io.BytesIO()
-        pickler = pickle.Pickler(file, 5, buffer_callback=take)
-        table = copyreg.dispatch_table.copy()
-        table.update(self._reducers)
-        pickler.dispatch_table = table
+    def _fast(self, obj: object, beside: bool) -> Pickled:
+        if self._reducers != self._seen[0] or copyreg.dispatch_table != self._seen[1]:
+            self._seen = (self._reducers.copy(), copyreg.dispatch_table.copy())
+            self._picklers = []
+        picklers = self._picklers
+        try:
+            pickler = picklers.pop()  # nobody else has it now: no other thread, and no object that pickles another
+        except IndexError:
+            pickler = _Pickler({**self._seen[1], **self._seen[0]})
+        pickler.beside = beside
         pickler.dump(obj)
-        return file.getvalue()
+        pickler.clear_memo()  # keeps nothing alive
+        pieces = pickler.pieces
+        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        pieces.clear()
+        buffers = pickler.buffers
+        if buffers:
+            pickler.buffers = []
+        else:
+            buffers = []
+        picklers.append(pickler)
+        return data, buffers
 
     def _fallbacks(self) -> list[Dump]:
         # Under multiprocess's face dill comes first: its functions share the worker's globals, as that pool's users
@@ -120,11 +119,37 @@ class Serializer:
         return bytes(importlib.import_module(self.family + ".reduction").ForkingPickler.dumps(obj))
 
     @staticmethod
-    def loads(data: bytes | memoryview, buffers: list[memoryview]) -> Any:
-        """The object again. Raises whatever the object's own unpickling raises."""
+    def loads(data: Buffer | None, buffers: Sequence[Buffer]) -> Any:
+        """The object again. Raises whatever the object's own unpickling raises, and MemoryError if there was no memory
+        to receive it (None)."""
+        if data is None:
+            raise MemoryError("there is no memory for what was sent")
         if buffers:
             return pickle.loads(data, buffers=buffers)
         return pickle.loads(data)
+
+
+class _Pickler(pickle.Pickler):
+    """A C pickler that serves again (to make one costs more than to pickle most arguments), unless it has failed."""
+
+    def __init__(self, reducers: dict[type, Any]) -> None:
+        self.pieces: list[bytes] = []
+        self.buffers: list[memoryview] = []
+        self.beside = False  # large buffers go there, rather than into the pickle
+        super().__init__(SimpleNamespace(write=self.pieces.append), 5, buffer_callback=self._take)
+        self.dispatch_table = reducers
+
+    def _take(self, buffer: pickle.PickleBuffer) -> bool:
+        return not self.beside or _take(self.buffers, buffer)
+
+
+def _take(buffers: list[memoryview], buffer: pickle.PickleBuffer) -> bool:
+    """Puts a large buffer beside the pickle; True: it is for the pickle itself."""
+    raw = buffer.raw()
+    if raw.nbytes < _OUT_OF_BAND or len(buffers) >= 1024:
+        return True
+    buffers.append(raw)
+    return False
 
 
 def _missing(reducers: dict[type, Any], table: Any) -> dict[type, Any]:

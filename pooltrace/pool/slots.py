@@ -1,27 +1,31 @@
-"""A slot: the place of one worker at a time, with that worker's process, channel, claims and trace.
+"""A slot: the place of one worker at a time, with that worker's process, channel and trace.
 
-Of the dispatcher's thread, except that the first workers are launched by the thread that makes the pool. Knows frames
+Of the dispatcher's thread, except that the first workers are launched by the thread that makes the pool. Knows channels
 and processes; which unit goes where is the engine's business.
 """
 
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, Protocol
 
 from pooltrace.errors import WorkerLostError, describe_exit
-from pooltrace.pool import frames, worker
+from pooltrace.pool import _channel, descriptors, worker
+from pooltrace.pool._channel import Answer
 from pooltrace.pool.jobs import Job, Unit
 from pooltrace.pool.serialize import Serializer
 from pooltrace.tracer import arena, emit, session
 
-MOST_SENDS = 5  # of a unit that no worker lived to begin
-DEPTH = 2  # one unit runs, one waits: it can be taken back
+MOST_DEATHS = 5  # of workers that were about to begin a unit; then it is to blame
+DEPTH = 2  # units at a worker: one runs, one waits; more of them
+DEPTH_NS = 2_000_000  # while together they take no longer than this,
+DEPTH_BYTES = 1 << 20  # and are not larger
+LOOK = 0.01  # seconds between looks at a worker that may hold results back
 GRACE = 5.0  # seconds between SIGTERM and SIGKILL: a worker may have a handler that saves something
 GIVE_UP = 3.0  # seconds after SIGKILL: a process that is still there is in uninterruptible sleep
 
@@ -78,8 +82,9 @@ class Slot:
         self.process: Process | None = None  # None: the slot is empty
         self.start_up = 0  # the G of its worker's start
         self.last: tuple[int, Job] | None = None  # the unit that was answered last
-        self.inflight: deque[Unit] = deque()  # sent and not answered, in order
+        self.end: _channel.ParentEnd | None = None  # of its channel: what is sent and not answered
         self.retry_at = 0.0  # not to be filled before (time.monotonic)
+        self.lent = False
         self._forget = session.describe_units(self._units)
 
     def free(self) -> None:
@@ -88,7 +93,8 @@ class Slot:
 
     def _units(self) -> list[tuple[int, emit.Stack]]:
         """The G and the start function of all that may be running in the worker. Any thread, under `session.begins`."""
-        found = [(unit.g, unit.job.start) for unit in list(self.inflight)]
+        end = self.end
+        found = [(unit.g, unit.job.start) for unit in end.units()] if end is not None else []
         if (last := self.last) is not None:
             found.append((last[0], last[1].start))  # it ends after it was answered
         return [*found, (self.start_up, worker.start_function())]
@@ -99,24 +105,27 @@ class Slot:
         """Starts a worker. Raises what that raises; then nothing is left behind."""
         with _Lock.lock:
             self.channel, child = socket.socketpair()
-            self.claims = frames.Claims()
-            frames.own(self.channel, child, self.claims)
+            self.page = descriptors.End(-1)
+            descriptors.own(self.channel, child, self.page)
             try:
+                self.page.fd = descriptors.shared_memory(_channel.PAGE_BYTES)
+                end = _channel.ParentEnd(self.channel.fileno(), self.page.fd)
                 process = self._start(child)
             except BaseException:
-                frames.disown(self.channel, self.claims)
+                descriptors.disown(self.channel)
                 raise
             finally:
-                frames.disown(child)
-        self.channel.setblocking(False)
-        self.receiver = frames.Receiver(self.channel)
-        self.outbox = frames.Outbox(self.channel)
-        self.inflight.clear()
-        self.offered = 0  # of these, whose frames wait to be flushed, with no claim offered yet
-        self.skipping = False  # a unit was taken back, and the worker has not come to its frame
+                descriptors.disown(child, self.page)
+        self.end = end
+        self.waiting_bytes = 0  # of the units in flight
         self.assigned = self.answered = 0
         self.ready = self.stopping = self.writing = False
-        self.ended = False  # the worker has closed its end of the channel
+        self.listening = 0  # mask with which the channel is registered; the engine's
+        self.lent = self.died_lent = False  # to a caller of apply, under the lock of borrow.Lending; dead meanwhile
+        self.poll: select.poll | None = None  # for who borrows it
+        self.listening = 0  # what the engine's selector looks for in the channel
+        self.restless = False  # it may have results that it has not told of,
+        self.passed = 0  # or has begun units since the last look
         self.start_error: BaseException | None = None
         self._known = worker.Functions()  # jobs whose function the worker keeps
         self.pidfd = -1
@@ -134,10 +143,10 @@ class Slot:
             self.last = None
             generation = emit.go_create(g, worker.start_function(), None)
             setup = worker.Setup(
-                channel=frames.PassedFd(child.fileno()),
-                claims=frames.PassedFd(self.claims.read_fd),
-                lifeline=frames.PassedFd(plan.lifeline),
-                trace=(trace.path, trace.entry, frames.PassedFd(trace.write_fd)),
+                channel=descriptors.PassedFd(child.fileno()),
+                page=descriptors.PassedFd(self.page.fd),
+                lifeline=descriptors.PassedFd(plan.lifeline),
+                trace=(trace.path, trace.entry, descriptors.PassedFd(trace.write_fd)),
                 family=plan.family,
                 unit=g,
                 generation=generation,
@@ -148,12 +157,12 @@ class Slot:
             process = plan.make_process(target=worker.main, args=(setup, plan.initializer, plan.initargs))
             process.name = process.name.replace("Process", "PoolWorker")
             process.daemon = True
-            frames.keep(child, self.claims)
+            descriptors.keep(child, self.page)
             try:
                 with session.begins:
                     process.start()
             finally:
-                frames.keep()
+                descriptors.keep()
         except BaseException:
             trace.close_write()
             trace.gone(None)
@@ -199,10 +208,10 @@ class Slot:
         where = f"item {unit.index}"
         if unit.span is not None:
             where = f"items {unit.span[0]} to {unit.span[1] - 1}"
-        elif unit.job.kind != frames.APPLY:
+        elif unit.job.kind != _channel.APPLY:
             where = f"chunk {unit.index} of {unit.count} items"
-        if unit.sends >= MOST_SENDS:
-            text = f"{unit.sends} workers died before they could begin {unit.job.name} ({where}); of the last, {how}"
+        if unit.deaths >= MOST_DEATHS:
+            text = f"{unit.deaths} workers died before they could begin {unit.job.name} ({where}); of the last, {how}"
         else:
             text = f"worker {how} while it ran {unit.job.name} ({where})"
         code = self.process.exitcode
@@ -214,11 +223,12 @@ class Slot:
         """The worker is dead, its channel was read to the end: gives back all that was its. `text`: how it was lost;
         `begun`: the unit that it had claimed."""
         self.trace.gone(text, (begun.g, begun.generation, begun.job.start) if begun else None)
-        frames.disown(self.channel, self.claims)
+        descriptors.disown(self.channel)
         if self.pidfd >= 0:
             os.close(self.pidfd)
-        self.outbox.clear()
-        self.inflight.clear()
+        end, self.end = self.end, None
+        if end is not None:
+            end.close()
         self.process = None
 
     def exit_status(self) -> int | None:
@@ -232,95 +242,132 @@ class Slot:
 
     # -- units
 
-    def room(self) -> int | None:
-        """How many units are there already, None when no more may be sent."""
-        if self.process is None or not self.ready or self.stopping or self.skipping or self.ended:
-            return None
-        if self.plan.max_tasks is not None and self.assigned >= self.plan.max_tasks:
-            return None
-        count = len(self.inflight)
-        return count if count < DEPTH else None
+    def is_open(self) -> bool:
+        """It may be sent units now."""
+        end = self.end
+        usable = end is not None and self.ready and not self.stopping and not self.lent
+        return usable and end is not None and not end.ended and self._left() > 0
+
+    def _left(self) -> int:
+        """How many units it may still be given in its life."""
+        most = self.plan.max_tasks
+        return _channel.WINDOW if most is None else most - self.assigned
+
+    def wants(self, job: Job) -> int:
+        """How many units of that job it may be given, as far as it is open."""
+        end = self.end
+        assert end is not None
+        depth = DEPTH
+        if job.unit_ns and self.waiting_bytes < DEPTH_BYTES:
+            depth = max(DEPTH, DEPTH_NS // job.unit_ns)
+        return max(0, min(depth - end.inflight, end.room, self._left()))
+
+    @property
+    def inflight(self) -> int:
+        """How many units it has."""
+        return self.end.inflight if self.end is not None else 0
 
     def post(self, unit: Unit, serializer: Serializer) -> None:
         """Packs a unit's frame for this worker. Raises what pickling raises."""
-        job = unit.job
+        job, end = unit.job, self.end
+        assert end is not None
         known = job.id in self._known
         blob = b"" if known else job.blob(serializer)
         payload, buffers = unit.packed or serializer.dumps(unit.payload())
-        flags = 0 if known else frames.FRESH | (frames.ONCE if job.single else 0)
-        self.outbox.add(frames.pack(job.kind, flags, unit.generation, unit.g, job.id, blob, payload, buffers))
+        flags = 0 if known else _channel.FRESH | (_channel.ONCE if job.single else 0)
+        end.post(unit, job.kind, flags, unit.generation, unit.g, job.id, blob, payload, buffers)
         if not known and not job.single:
             self._known.add(job.id, len(blob))
-        self.inflight.append(unit)
-        self.offered += 1
+        unit.sent_bytes = len(payload) + sum(buffer.nbytes for buffer in buffers) if buffers else len(payload)
+        self.waiting_bytes += unit.sent_bytes
         self.assigned += 1
-        unit.sends += 1
 
     def flush(self) -> bool:
         """Sends what it can; True when all is sent. A worker that cannot be sent to is left to its death, or killed."""
+        end = self.end
+        if end is None:
+            return True
+        self.restless = end.inflight > 1
         try:
             with session.begins:
-                if self.offered:
-                    self.claims.offer(self.offered)
-                    self.offered = 0
-                return self.outbox.flush()
+                return end.flush()
         except OSError as error:
-            self.outbox.clear()
-            if not isinstance(error, (BrokenPipeError, ConnectionResetError)) and self.process is not None:
-                self.process.kill()  # it may have read half a frame
+            end.drop_unsent()
+            if not isinstance(error, (BrokenPipeError, ConnectionResetError)):
+                self.kill()  # it may have read half a frame
             return True
 
-    def answer(self) -> Unit:
-        """The unit that runs has its answer."""
-        unit = self.inflight[0]
-        self.last = (unit.g, unit.job)
-        self.answered += 1
-        return self.inflight.popleft()
+    def kill(self) -> None:
+        if self.process is not None:
+            self.process.kill()
 
-    def take_back(self) -> Unit | None:
-        """The unit that waits behind the running one, unless the worker has begun it."""
-        if len(self.inflight) < 2 or self.skipping or not self.claims.take():
-            return None
-        self.skipping = True
-        self.assigned -= 1
-        return self.inflight.pop()
+    def answered_all(self, answers: list[Answer]) -> None:
+        """These units have their answers."""
+        last = answers[-1].unit
+        self.last = (last.g, last.job)
+        self.answered += len(answers)
+        self.waiting_bytes -= sum([answer.unit.sent_bytes for answer in answers])
+        first = answers[0].unit.job
+        if first is last.job and len(answers) > 1:  # and so, most likely, are those between
+            first.took(sum([answer.ns for answer in answers]) // len(answers))
+        else:
+            for answer in answers:
+                answer.unit.job.took(answer.ns)
+
+    def take_back(self, most: int) -> list[Unit]:
+        """The newest units that have not begun, in their order; the oldest one stays."""
+        end = self.end
+        if end is None or end.inflight < 2:
+            return []
+        units: list[Unit] = end.take_back(min(most, end.inflight - 1))
+        for unit in units:
+            self.waiting_bytes -= unit.sent_bytes
+        self.assigned -= len(units)
+        units.reverse()
+        return units
 
     def stop(self) -> None:
         """Asks the worker to end when it has done what it has."""
-        if not self.stopping:
+        if not self.stopping and self.end is not None:
             self.stopping = True
-            self.outbox.add(frames.pack(frames.STOP))
+            self.end.stop()
 
-    def receive(self) -> list[frames.Frame]:
-        """The frames that are there now. Raises nothing: what a dead worker's channel says, its pidfd says better."""
-        found: list[frames.Frame] = []
-        try:
-            if not self.receiver.fill():
-                self.ended = True
-        except BlockingIOError:
-            return found
-        except OSError:
-            self.ended = True
-        while (frame := self.receiver.take()) is not None:
-            found.append(frame)
+    def receive(self) -> list[Answer]:
+        """What the worker has said. Raises nothing: what becomes of a worker, its pidfd says better."""
+        found: list[Answer] = []
+        end = self.end
+        if end is not None:
+            try:
+                end.receive(found)
+            except ConnectionError:
+                pass
+            except OSError:  # what it says makes no sense: something has written over what we share
+                self.kill()
         return found
 
-    def receive_rest(self) -> list[frames.Frame]:
-        """All frames that a dead worker has left in its channel."""
-        found: list[frames.Frame] = []
-        try:
-            while self.receiver.fill():
-                while (frame := self.receiver.take()) is not None:
-                    found.append(frame)
-        except OSError:
-            pass
+    def receive_rest(self) -> list[Answer]:
+        """All that a dead worker has left in its channel."""
+        found: list[Answer] = []
+        if self.end is not None:
+            try:
+                self.end.receive_rest(found)
+            except OSError:
+                pass
+        return found
+
+    def look(self) -> list[Answer]:
+        """What it has not told of: it tells before it waits, and when it has run for a while, but a unit that takes
+        long may follow. Nothing is to be looked for while it is in one unit."""
+        found = self.receive()
+        if self.end is not None:
+            passed = self.end.passed
+            self.restless = self.end.inflight > 1 and (bool(found) or passed != self.passed)
+            self.passed = passed
         return found
 
     def unanswered(self) -> tuple[list[Unit], list[Unit]]:
         """Of a dead worker: the units that it had begun (one at most), and those that it had not."""
-        units = list(self.inflight)
-        begun = len(units) - self.claims.left() - self.offered
-        return units[:begun], units[begun:]
+        return self.end.unanswered() if self.end is not None else ([], [])
 
 
 def launch_all(plan: Plan, count: int) -> list[Slot]:

@@ -22,22 +22,24 @@ from types import FrameType, TracebackType
 from typing import Any, NamedTuple, NoReturn
 
 from pooltrace.errors import InternalError, TaskExitError
-from pooltrace.pool import frames, jobs
-from pooltrace.pool.serialize import Pickled, Serializer, describe, is_plain
+from pooltrace.pool import _channel, descriptors, jobs
+from pooltrace.pool._channel import Frame
+from pooltrace.pool.serialize import Buffer, Pickled, Serializer, describe, is_plain
 from pooltrace.tracer import arena, emit
 
 FUNCTIONS = 32  # jobs whose function a worker keeps,
 FUNCTION_BYTES = 8 << 20  # as long as they are not larger together; the parent counts along
+HOLD = 500_000  # ns for which results may be held back, while units are shorter than that
 ASYNC_SINCE = (5, 10)  # Linux before this tells all readers of a pipe when one of them closes it
 
 
 class Setup(NamedTuple):
     """What a worker process is started with."""
 
-    channel: frames.PassedFd
-    claims: frames.PassedFd
-    lifeline: frames.PassedFd
-    trace: tuple[str, int, frames.PassedFd]  # path, entry, the trace pipe
+    channel: descriptors.PassedFd
+    page: descriptors.PassedFd  # shared with the parent
+    lifeline: descriptors.PassedFd
+    trace: tuple[str, int, descriptors.PassedFd]  # path, entry, the trace pipe
     family: str
     unit: int  # its start-up
     generation: int
@@ -56,7 +58,7 @@ def main(setup: Setup, initializer: Callable[..., object] | None, initargs: Iter
     path, entry, pipe = setup.trace
     channel = socket.socket(fileno=setup.channel.fd)
     channel.setblocking(True)
-    frames.own(channel)
+    descriptors.own(channel)
     arena.attach_worker(path, entry, pipe.fd)
     _die_with_parent(setup.lifeline.fd)
     pid = os.getpid()
@@ -64,14 +66,14 @@ def main(setup: Setup, initializer: Callable[..., object] | None, initargs: Iter
         worker = _Worker(setup, channel)
         if worker.start(initializer, initargs):
             worker.run()
-    except (BrokenPipeError, ConnectionResetError, EOFError):
+    except (BrokenPipeError, ConnectionResetError):
         pass  # the parent is gone, or does not want us any more
     except KeyboardInterrupt:
         pass  # by a handler of the user's own: quietly
     finally:
         if os.getpid() != pid:
             os._exit(0)
-        frames.disown(channel)
+        descriptors.disown(channel)
 
 
 def _die_with_parent(fd: int) -> None:
@@ -101,8 +103,8 @@ class _Function:
 
     __slots__ = ("loaded", "name", "pickled", "stack", "task")
 
-    def __init__(self, blob: memoryview) -> None:
-        (self.name, file, line, self.task), pickled = jobs.read_blob(blob)
+    def __init__(self, blob: Buffer) -> None:
+        (self.name, file, line, self.task), pickled = jobs.read_blob(memoryview(blob))
         self.stack = emit.frame(self.name, file, line)
         self.pickled = bytes(pickled)
         self.loaded: Callable[..., Any] | None = None
@@ -142,8 +144,8 @@ class _Worker:
     def __init__(self, setup: Setup, channel: socket.socket) -> None:
         self.pid = os.getpid()
         self._setup = setup
-        self._channel = channel
-        self._receiver = frames.Receiver(channel)
+        self._end = _channel.WorkerEnd(channel.fileno(), setup.page.fd, HOLD)
+        os.close(setup.page.fd)
         self._serializer = Serializer(setup.family)
         self._pool = importlib.import_module(setup.family + ".pool")
         self._functions: dict[int, _Function] = {}
@@ -169,11 +171,11 @@ class _Worker:
                 error = raised
             emit.region_end()
         if error is None:
-            self._send(frames.pack(frames.READY))
+            self._end.tell(_channel.READY, 0, b"", [])
         else:
             emit.log(0, "exception", _brief(error))
             payload, buffers = self._pickle_error(error)
-            self._send(frames.pack(frames.START_FAILED, frames.FAILED, payload=payload, buffers=buffers))
+            self._end.tell(_channel.START_FAILED, _channel.FAILED, payload, buffers)
         emit.unit_end()
         return error is None
 
@@ -196,45 +198,46 @@ class _Worker:
         limit = self._setup.max_tasks
         while limit is None or done < limit:
             frame = self._next()
-            if frame is None or frame.kind == frames.STOP:
-                return
-            if not frames.take_claim(self._setup.claims.fd):
+            if frame is None or frame.kind == _channel.STOP:
+                break
+            if not frame.claimed:
                 self._remember(frame)
-                self._send(frames.pack(frames.SKIPPED, unit=frame.unit))
                 continue
             self._unit(frame)
             del frame
             done += 1
+        self._end.ring()  # the end of a process may take its time
 
-    def _next(self) -> frames.Frame | None:
-        frame = self._receiver.take()
+    def _next(self) -> Frame | None:
+        end = self._end
+        frame = end.take()
         if frame is None:
             emit.idle()
             while frame is None:
-                if not self._receiver.fill():
+                if not end.wait():
                     return None
-                frame = self._receiver.take()
+                frame = end.take()
         return frame
 
-    def _remember(self, frame: frames.Frame) -> _Function | None:
-        if frame.flags & frames.ONCE:
+    def _remember(self, frame: Frame) -> _Function | None:
+        if frame.flags & _channel.ONCE:
             return _Function(frame.function)
-        if frame.flags & frames.FRESH:
+        if frame.flags & _channel.FRESH:
             self._functions[frame.job] = _Function(frame.function)
             for job in self._kept.add(frame.job, len(frame.function)):
                 del self._functions[job]
         return self._functions.get(frame.job)
 
-    def _unit(self, frame: frames.Frame) -> None:
+    def _unit(self, frame: Frame) -> None:
         function = self._remember(frame)
         emit.unit_begin(frame.unit, frame.generation, function.stack if function else None)
         flags, payload, buffers = self._answer(frame, function)
         emit.region_begin(emit.PHASE, 0, "send", None)
-        self._send(frames.pack(frames.RESULT, flags, unit=frame.unit, job=frame.job, payload=payload, buffers=buffers))
+        self._end.answer(flags, payload, buffers)
         emit.region_end()
         emit.unit_end()
 
-    def _answer(self, frame: frames.Frame, function: _Function | None) -> tuple[int, bytes, list[memoryview]]:
+    def _answer(self, frame: Frame, function: _Function | None) -> tuple[int, bytes, list[memoryview]]:
         value: Any
         try:
             value = self._call(frame, function)
@@ -245,7 +248,7 @@ class _Worker:
             self._in_user_code = False
             if os.getpid() != self.pid:
                 _end_child(error)
-            value, failed = error, frames.FAILED
+            value, failed = error, _channel.FAILED
             emit.log(function.task if function else 0, "exception", _brief(error))
         emit.region_begin(emit.PHASE, 0, "pickle", None)
         try:
@@ -253,34 +256,40 @@ class _Worker:
                 payload, buffers = self._pickle_error(value)
             else:
                 try:
-                    payload, buffers = self._user(lambda: self._serializer.dumps_result(value))
+                    self._in_user_code = True
+                    payload, buffers = self._serializer.dumps_result(value)
+                    self._in_user_code = False
                 except BaseException as error:
-                    failed = frames.FAILED
+                    self._in_user_code = False
+                    failed = _channel.FAILED
                     payload, buffers = self._serializer.dumps_result(self._encoding_error(error, value))
         finally:
             emit.region_end()
         return failed, payload, buffers
 
-    def _call(self, frame: frames.Frame, known: _Function | None) -> Any:
+    def _call(self, frame: Frame, known: _Function | None) -> Any:
         if known is None:
             raise InternalError("a unit came without its function")
         emit.region_begin(emit.PHASE, 0, "unpickle", None)
         try:
-            function, what = self._user(lambda: (known.load(), Serializer.loads(frame.payload, frame.buffers)))
+            self._in_user_code = True
+            function, what = known.load(), Serializer.loads(frame.payload, frame.buffers)
         finally:
+            self._in_user_code = False
             emit.region_end()
-        if frame.kind != frames.APPLY:
-            star = int(frame.kind == frames.STARMAP)
-            return self._user(lambda: emit.run_chunk(function, what, star, known.task, known.name, known.stack))
-        args, kwds = what
-        emit.region_begin(emit.ITEM, known.task, known.name, known.stack)
         try:
-            return self._user(lambda: function(*args, **kwds))
+            self._in_user_code = True
+            if frame.kind != _channel.APPLY:
+                star = int(frame.kind == _channel.STARMAP)
+                return emit.run_chunk(function, what, star, known.task, known.name, known.stack)
+            args, kwds = what
+            emit.region_begin(emit.ITEM, known.task, known.name, known.stack)
+            try:
+                return function(*args, **kwds)
+            finally:
+                emit.region_end()
         finally:
-            emit.region_end()
-
-    def _send(self, pieces: list[frames.Piece]) -> None:
-        frames.send_all(self._channel, pieces)
+            self._in_user_code = False
 
     # -- errors
 

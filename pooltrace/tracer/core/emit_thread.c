@@ -6,9 +6,12 @@
 #include "emit.h"
 
 /* ---- ids and handles ---- */
-static PyObject *new_g(PyObject *m, PyObject *unused) {
-    (void)m, (void)unused;
-    return PyLong_FromUnsignedLongLong(atomic_fetch_add(&counters->g, 1));
+static PyObject *new_g(PyObject *m, PyObject *const *args, Py_ssize_t n) {
+    (void)m;
+    uint64_t count = 1;
+    if (n > 1) return arg_count(n, 1, "new_g"), NULL;
+    if (n == 1 && arg_uint(args[0], &count) < 0) return NULL;
+    return PyLong_FromUnsignedLongLong(atomic_fetch_add(&counters->g, count));
 }
 static PyObject *new_task(PyObject *m, PyObject *unused) {
     (void)m, (void)unused;
@@ -112,6 +115,34 @@ static PyObject *go_create(PyObject *m, PyObject *const *args, Py_ssize_t n) {
     emit_end();
     refs_free(&r);
     return failed ? NULL : PyLong_FromUnsignedLong(gen);
+}
+
+/* The first of `count` Gs in a row, as many as come into one generation. */
+static PyObject *go_create_row(PyObject *m, PyObject *const *args, Py_ssize_t n) {
+    (void)m;
+    if (arg_count(n, 4, "go_create_row") < 0) return NULL;
+    struct writer *w = ready_in();
+    struct refs r = {0};
+    struct event ev;
+    uint64_t g, count, made = 0;
+    uint32_t gen = 0;
+    emit_begin();
+    bool failed = arg_uint(args[0], &g) < 0 || arg_uint(args[1], &count) < 0 || arg_stack(args[2], false, &r.start) < 0 ||
+                  arg_stack(args[3], true, &r.stack) < 0;
+    while (!failed && w && made < count) {
+        if (!open_with(w, &ev, 64, &r, true) || (made > 0 && ev.gen != gen)) break;
+        *ev.p++ = OP_CREATE;
+        ev.p = put_varint(ev.p, ev.dt);
+        ev.p = put_varint(ev.p, g + made);
+        ev.p = put_varint(ev.p, id_of(r.start));
+        ev.p = put_varint(ev.p, id_of(r.stack));
+        if (!writer_publish(w, &ev)) continue;
+        gen = ev.gen;
+        made++;
+    }
+    emit_end();
+    refs_free(&r);
+    return failed ? NULL : Py_BuildValue("kK", (unsigned long)gen, (unsigned long long)(made ? made : count));
 }
 
 /* The unit will never run.  `generation` is what go_create returned. */
@@ -335,7 +366,7 @@ static PyObject *task_end(PyObject *m, PyObject *arg) {
 }
 
 PyMethodDef thread_methods[] = {
-    {"new_g", new_g, METH_NOARGS, "new_g() -> int: a G id that never comes twice in this process."},
+    FAST("new_g", new_g, "new_g(count=1) -> int: a G id that never comes twice in this process; the first of so many."),
     {"new_task", new_task, METH_NOARGS, "new_task() -> int: a task id that never comes twice in this process."},
     {"new_p", new_p, METH_NOARGS, "new_p() -> int: the lowest free P id; P 0 is never given out."},
     {"free_p", free_p, METH_O, "free_p(p): gives a P id back."},
@@ -345,6 +376,8 @@ PyMethodDef thread_methods[] = {
     {"enter", enter, METH_NOARGS, "enter() -> bool: this thread comes into the trace; nests."},
     {"leave", leave, METH_NOARGS, "leave(): undoes one enter()."},
     FAST("go_create", go_create, "go_create(g, start, stack) -> int: generation in which it was recorded, or 0."),
+    FAST("go_create_row", go_create_row,
+         "go_create_row(g, count, start, stack) -> (generation, n): the first n of these Gs, all in it; or (0, count)."),
     FAST("go_cancel", go_cancel, "go_cancel(g, generation, start): the unit will never run."),
     FAST("go_block", go_block, "go_block(reason, stack) -> Ticket | None: under the wait's lock, about to wait."),
     FAST("go_unblock", go_unblock, "go_unblock(ticket, stack): by the waker, under the wait's lock."),

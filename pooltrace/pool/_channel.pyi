@@ -1,0 +1,78 @@
+from typing import Any, NamedTuple
+
+APPLY: int
+MAP: int
+STARMAP: int
+STOP: int
+READY: int
+START_FAILED: int
+RESULT: int
+FAILED: int
+FRESH: int
+ONCE: int
+PAGE_BYTES: int
+WINDOW: int
+RESULT_MOST: int
+
+Buffer = bytes | bytearray | memoryview
+
+class Answer(NamedTuple):
+    kind: int
+    flags: int
+    unit: Any
+    ns: int
+    payload: Buffer | None
+    buffers: list[bytearray]
+
+class Frame(NamedTuple):
+    kind: int
+    flags: int
+    generation: int
+    unit: int
+    job: int
+    function: Buffer
+    payload: Buffer | None
+    buffers: list[bytearray]
+    claimed: bool
+
+class ParentEnd:
+    def __init__(self, fd: int, page_fd: int) -> None: ...
+    @property
+    def room(self) -> int: ...
+    @property
+    def inflight(self) -> int: ...
+    @property
+    def ended(self) -> bool: ...
+    @property
+    def passed(self) -> int: ...
+    def post(
+        self,
+        unit: object,
+        kind: int,
+        flags: int,
+        generation: int,
+        g: int,
+        job: int,
+        function: Buffer,
+        payload: Buffer,
+        buffers: list[memoryview],
+        /,
+    ) -> None: ...
+    def stop(self) -> None: ...
+    def flush(self) -> bool: ...
+    def drop_unsent(self) -> None: ...
+    def receive(self, answers: list[Answer], /) -> None: ...
+    def receive_rest(self, answers: list[Answer], /) -> None: ...
+    def take_back(self, most: int, /) -> list[Any]: ...
+    def unanswered(self) -> tuple[list[Any], list[Any]]: ...
+    def units(self) -> list[Any]: ...
+    def close(self) -> None: ...
+
+class WorkerEnd:
+    def __init__(self, fd: int, page_fd: int, hold: int) -> None: ...
+    def take(self) -> Frame | None: ...
+    def wait(self) -> bool: ...
+    def ring(self) -> None: ...
+    def answer(self, flags: int, payload: Buffer, buffers: list[memoryview], /) -> None: ...
+    def tell(self, kind: int, flags: int, payload: Buffer, buffers: list[memoryview], /) -> None: ...
+    def close(self) -> None: ...

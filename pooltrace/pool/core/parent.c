@@ -1,0 +1,326 @@
+/* The parent's end of a channel: units that are on their way to one worker, and the answers that come back. */
+#include "channel.h"
+
+#include <errno.h>
+
+#define ROUNDS 16 /* receive calls at a time: the other workers have a turn, too */
+
+typedef struct {
+    PyObject_HEAD
+    struct receiver in;
+    struct sender out;
+    struct page *page;       /* owned mapping; NULL once closed */
+    uint64_t next;           /* number of the next unit that is sent */
+    uint64_t tail;           /* bytes of results that were taken; the page's own is for the worker */
+    PyObject *unit[WINDOW];  /* owned: units in flight, by number % WINDOW; NULL: answered or taken back */
+    uint64_t seq[WINDOW];    /* their numbers */
+    Py_ssize_t inflight;     /* how many there are */
+    bool ended;              /* the worker has closed its end */
+} parent_t;
+
+PyTypeObject *AnswerType;
+
+static bool is_open(parent_t *p) {
+    if (p->page) return true;
+    PyErr_SetString(PyExc_ValueError, "the channel is closed");
+    return false;
+}
+
+static PyObject *parent_new(PyTypeObject *type, PyObject *args, PyObject *kwds) {
+    int fd, page_fd;
+    static char *names[] = {"fd", "page_fd", NULL};
+    if (!PyArg_ParseTupleAndKeywords(args, kwds, "ii", names, &fd, &page_fd)) return NULL;
+    parent_t *p = (parent_t *)type->tp_alloc(type, 0);
+    if (!p) return NULL;
+    p->out.fd = fd;
+    if (!receiver_init(&p->in, fd) || !(p->page = page_map(page_fd))) {
+        Py_DECREF(p);
+        return NULL;
+    }
+    return (PyObject *)p;
+}
+
+static void drop(parent_t *p, uint64_t seq) {
+    PyObject *unit = p->unit[seq % WINDOW];
+    if (!unit) return;
+    p->unit[seq % WINDOW] = NULL;
+    p->inflight--;
+    Py_DECREF(unit);
+}
+
+static int parent_clear(parent_t *p) {
+    for (uint64_t i = 0; i < WINDOW; i++) drop(p, i);
+    return 0;
+}
+
+static PyObject *parent_close(parent_t *p, PyObject *unused) {
+    (void)unused;
+    page_unmap(p->page);
+    p->page = NULL;
+    sender_clear(&p->out);
+    receiver_free(&p->in);
+    parent_clear(p);
+    Py_RETURN_NONE;
+}
+
+static int parent_traverse(parent_t *p, visitproc visit, void *arg) {
+    for (int i = 0; i < (int)WINDOW; i++) Py_VISIT(p->unit[i]);
+    return 0;
+}
+
+static void parent_dealloc(parent_t *p) {
+    PyObject_GC_UnTrack(p);
+    Py_XDECREF(parent_close(p, NULL));
+    Py_TYPE(p)->tp_free(p);
+}
+
+/* ---- to the worker ---- */
+/* How many more may be sent: a unit's word and place are used again only when the worker is past them. */
+static Py_ssize_t room(parent_t *p) {
+    uint64_t passed = atomic_load_explicit(&p->page->passed, memory_order_acquire), on_way = p->next - passed;
+    if (on_way >= WINDOW - 1) return 0; /* or the page makes no sense */
+    uint64_t n = 0, most = WINDOW - 1 - on_way;
+    while (n < most && !p->unit[(p->next + n) % WINDOW]) n++;
+    return (Py_ssize_t)n;
+}
+
+static PyObject *parent_post(parent_t *p, PyObject *const *args, Py_ssize_t n) {
+    if (n != 9) return PyErr_Format(PyExc_TypeError, "post() takes 9 arguments, not %zd", n);
+    struct frame_head head = {0};
+    long kind = PyLong_AsLong(args[1]), flags = PyLong_AsLong(args[2]);
+    head.generation = (uint32_t)PyLong_AsUnsignedLong(args[3]);
+    head.unit = PyLong_AsUnsignedLongLong(args[4]);
+    head.job = PyLong_AsUnsignedLongLong(args[5]);
+    if (PyErr_Occurred() || !is_open(p)) return NULL;
+    if (!PyList_Check(args[8]) || kind < FRAME_APPLY || kind > FRAME_STARMAP || flags & ~0xff) {
+        PyErr_SetString(PyExc_ValueError, "post() takes a kind of unit, its flags, and a list of buffers");
+        return NULL;
+    }
+    if (room(p) == 0) {
+        PyErr_SetString(PyExc_BlockingIOError, "as many units are on their way as can be");
+        return NULL;
+    }
+    head.kind = (uint8_t)kind;
+    head.flags = (uint8_t)flags;
+    head.seq = p->next;
+    if (!sender_add(&p->out, &head, args[6], args[7], args[8])) return NULL;
+    uint64_t at = p->next % WINDOW;
+    p->unit[at] = Py_NewRef(args[0]);
+    p->seq[at] = p->next;
+    p->inflight++;
+    claim_offer(p->page, p->next++);
+    Py_RETURN_NONE;
+}
+
+static PyObject *parent_stop(parent_t *p, PyObject *unused) {
+    (void)unused;
+    struct frame_head head = {.kind = FRAME_STOP};
+    if (!is_open(p) || !sender_add(&p->out, &head, NULL, NULL, NULL)) return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyObject *parent_flush(parent_t *p, PyObject *unused) {
+    (void)unused;
+    if (!is_open(p)) return NULL;
+    int all = sender_flush(&p->out, false);
+    return all < 0 ? NULL : PyBool_FromLong(all);
+}
+
+static PyObject *parent_drop_unsent(parent_t *p, PyObject *unused) {
+    (void)unused;
+    sender_clear(&p->out);
+    Py_RETURN_NONE;
+}
+
+/* ---- from the worker ---- */
+static int nonsense(void) {
+    errno = EPROTO;
+    PyErr_SetFromErrno(PyExc_OSError);
+    return -1;
+}
+
+/* Appends an answer; steals payload, and buffers, which may be NULL. */
+static int append(PyObject *list, int kind, int flags, PyObject *unit, uint64_t ns, PyObject *payload, PyObject *buffers) {
+    PyObject *answer = PyStructSequence_New(AnswerType);
+    PyObject *parts[6] = {PyLong_FromLong(kind), PyLong_FromLong(flags), Py_NewRef(unit), PyLong_FromUnsignedLongLong(ns),
+                          payload, buffers ? buffers : PyList_New(0)};
+    bool whole = answer != NULL;
+    for (int i = 0; i < 6; i++) {
+        whole = whole && parts[i];
+        if (answer) PyStructSequence_SET_ITEM(answer, i, parts[i]);
+        else Py_XDECREF(parts[i]);
+    }
+    int failed = whole ? PyList_Append(list, answer) : -1;
+    Py_XDECREF(answer);
+    return failed;
+}
+
+/* Appends the answer to the unit of that number, which is in flight no more. */
+static int answered(parent_t *p, PyObject *list, uint64_t seq, int flags, uint64_t ns, PyObject *payload, PyObject *buffers) {
+    PyObject *unit = p->unit[seq % WINDOW];
+    if (!unit || p->seq[seq % WINDOW] != seq || !claim_is(p->page, seq, CLAIM_CLAIMED)) {
+        Py_DECREF(payload);
+        Py_XDECREF(buffers);
+        return nonsense();
+    }
+    if (append(list, FRAME_RESULT, flags, unit, ns, payload, buffers) < 0) return -1;
+    drop(p, seq);
+    return 0;
+}
+
+/* All results that are in the ring. */
+static int collect(parent_t *p, PyObject *list) {
+    uint64_t head = bell_heard(p->page);
+    struct record r;
+    int some;
+    while ((some = result_peek(p->page, p->tail, head, &r)) > 0) {
+        PyObject *payload = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)r.len);
+        if (!payload) return -1;
+        ring_get(p->page, p->tail + sizeof r, PyBytes_AS_STRING(payload), r.len);
+        if (answered(p, list, r.seq, (int)(r.flags & 0xff), r.ns, payload, NULL) < 0) return -1;
+        p->tail += record_bytes(r.len);
+    }
+    results_taken(p->page, p->tail);
+    return some < 0 ? nonsense() : 0;
+}
+
+/* All frames that are there. */
+static int take(parent_t *p, PyObject *list) {
+    struct frame f;
+    int some;
+    while ((some = receiver_take(&p->in, &f)) > 0) {
+        int failed = 0;
+        if (f.head.kind == FRAME_RESULT) failed = answered(p, list, f.head.seq, f.head.flags, f.head.job, Py_NewRef(f.payload), Py_XNewRef(f.buffers));
+        else if (f.head.kind != FRAME_BELL) failed = append(list, f.head.kind, f.head.flags, Py_None, 0, Py_NewRef(f.payload), Py_XNewRef(f.buffers));
+        frame_free(&f);
+        if (failed) return -1;
+    }
+    return some;
+}
+
+/* Into the list; -1 with an exception, what could be had stays in the list. */
+static int receive(parent_t *p, PyObject *list, int rounds) {
+    int failed = 0;
+    for (int i = 0; i != rounds && !p->ended && !failed; i++) {
+        int some = receiver_fill(&p->in, false);
+        if (some == -2) break;
+        if (some == 0) p->ended = true;
+        failed = some < 0 || (some > 0 && take(p, list) < 0);
+    }
+    if (!failed) return collect(p, list);
+    PyObject *type, *value, *traceback; /* results in the page count, whatever the frames are */
+    PyErr_Fetch(&type, &value, &traceback);
+    if (collect(p, list) < 0) PyErr_Clear();
+    PyErr_Restore(type, value, traceback);
+    return -1;
+}
+
+static PyObject *parent_receive(parent_t *p, PyObject *arg) {
+    if (!is_open(p)) return NULL;
+    if (!PyList_Check(arg)) return PyErr_Format(PyExc_TypeError, "receive() takes a list to append to");
+    if (receive(p, arg, ROUNDS) < 0) return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyObject *parent_receive_rest(parent_t *p, PyObject *arg) {
+    if (!is_open(p)) return NULL;
+    if (!PyList_Check(arg)) return PyErr_Format(PyExc_TypeError, "receive_rest() takes a list to append to");
+    if (receive(p, arg, -1) < 0) return NULL;
+    Py_RETURN_NONE;
+}
+
+/* ---- who has what ---- */
+static PyObject *parent_take_back(parent_t *p, PyObject *arg) {
+    Py_ssize_t most = PyLong_AsSsize_t(arg);
+    if ((most == -1 && PyErr_Occurred()) || !is_open(p)) return NULL;
+    PyObject *list = PyList_New(0);
+    uint64_t last = p->next > WINDOW ? p->next - WINDOW : 0;
+    for (uint64_t seq = p->next; list && seq-- > last && PyList_GET_SIZE(list) < most;) {
+        PyObject *unit = p->unit[seq % WINDOW];
+        if (!unit || p->seq[seq % WINDOW] != seq) continue; /* taken back before, or answered */
+        if (PyList_Append(list, unit) < 0) Py_CLEAR(list); /* first: once it is taken it must not be lost */
+        else if (!claim_move(p->page, seq, CLAIM_TAKEN)) { /* it has begun, and all before it */
+            if (PyList_SetSlice(list, PyList_GET_SIZE(list) - 1, PyList_GET_SIZE(list), NULL) < 0) Py_CLEAR(list);
+            break;
+        } else drop(p, seq);
+    }
+    return list;
+}
+
+static PyObject *parent_unanswered(parent_t *p, PyObject *unused) {
+    (void)unused;
+    if (!is_open(p)) return NULL;
+    PyObject *begun = PyList_New(0), *waiting = PyList_New(0);
+    uint64_t seq = p->next > WINDOW ? p->next - WINDOW : 0;
+    for (; begun && waiting && seq < p->next; seq++) {
+        PyObject *unit = p->unit[seq % WINDOW];
+        if (!unit || p->seq[seq % WINDOW] != seq) continue;
+        if (PyList_Append(claim_is(p->page, seq, CLAIM_OFFERED) ? waiting : begun, unit) < 0) Py_CLEAR(begun);
+    }
+    PyObject *both = begun && waiting ? PyTuple_Pack(2, begun, waiting) : NULL;
+    Py_XDECREF(begun);
+    Py_XDECREF(waiting);
+    return both;
+}
+
+static PyObject *parent_units(parent_t *p, PyObject *unused) {
+    (void)unused;
+    PyObject *list = PyList_New(0);
+    for (uint64_t seq = p->next > WINDOW ? p->next - WINDOW : 0; list && seq < p->next; seq++) {
+        PyObject *unit = p->unit[seq % WINDOW];
+        if (unit && p->seq[seq % WINDOW] == seq && PyList_Append(list, unit) < 0) Py_CLEAR(list);
+    }
+    return list;
+}
+
+static PyObject *get_room(parent_t *p, void *unused) {
+    (void)unused;
+    return is_open(p) ? PyLong_FromSsize_t(room(p)) : NULL;
+}
+static PyObject *get_inflight(parent_t *p, void *unused) {
+    (void)unused;
+    return PyLong_FromSsize_t(p->inflight);
+}
+static PyObject *get_ended(parent_t *p, void *unused) {
+    (void)unused;
+    return PyBool_FromLong(p->ended);
+}
+static PyObject *get_passed(parent_t *p, void *unused) {
+    (void)unused;
+    return is_open(p) ? PyLong_FromUnsignedLongLong(atomic_load_explicit(&p->page->passed, memory_order_acquire)) : NULL;
+}
+
+static PyMethodDef methods[] = {
+    {"post", (PyCFunction)(void (*)(void))parent_post, METH_FASTCALL,
+     "post(unit, kind, flags, generation, g, job, function, payload, buffers): the unit is in flight."},
+    {"stop", (PyCFunction)parent_stop, METH_NOARGS, "stop(): asks the worker to end after what it has."},
+    {"flush", (PyCFunction)parent_flush, METH_NOARGS, "flush() -> bool: sends what the channel takes; is that all?"},
+    {"drop_unsent", (PyCFunction)parent_drop_unsent, METH_NOARGS, "drop_unsent(): of a worker that is not sent to any more."},
+    {"receive", (PyCFunction)parent_receive, METH_O, "receive(answers): appends what is there now."},
+    {"receive_rest", (PyCFunction)parent_receive_rest, METH_O, "receive_rest(answers): all that a dead worker has left."},
+    {"take_back", (PyCFunction)parent_take_back, METH_O, "take_back(most) -> list: the newest units that have not begun."},
+    {"unanswered", (PyCFunction)parent_unanswered, METH_NOARGS, "unanswered() -> (begun, waiting): oldest first."},
+    {"units", (PyCFunction)parent_units, METH_NOARGS, "units() -> list: what is in flight, oldest first."},
+    {"close", (PyCFunction)parent_close, METH_NOARGS, "close(): gives memory and units back; not the descriptor."},
+    {NULL, NULL, 0, NULL},
+};
+static PyGetSetDef getset[] = {
+    {"room", (getter)get_room, NULL, "How many more units may be posted now.", NULL},
+    {"inflight", (getter)get_inflight, NULL, "How many units are neither answered nor taken back.", NULL},
+    {"ended", (getter)get_ended, NULL, "The worker has closed its end.", NULL},
+    {"passed", (getter)get_passed, NULL, "How many units the worker has taken off the channel.", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+PyTypeObject ParentEndType = {
+    PyVarObject_HEAD_INIT(NULL, 0)
+    .tp_name = "pooltrace.pool._channel.ParentEnd",
+    .tp_basicsize = sizeof(parent_t),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+    .tp_doc = "ParentEnd(fd, page_fd): the parent's end of a channel; both are borrowed.",
+    .tp_new = parent_new,
+    .tp_dealloc = (destructor)parent_dealloc,
+    .tp_traverse = (traverseproc)parent_traverse,
+    .tp_clear = (inquiry)parent_clear,
+    .tp_methods = methods,
+    .tp_getset = getset,
+};

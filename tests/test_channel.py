@@ -1,0 +1,575 @@
+"""Both ends of a channel: what is sent arrives whole, each unit runs once, each answer counts; nonsense is refused."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import mmap
+import os
+import signal
+import socket
+import struct
+import threading
+import weakref
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy
+import pytest
+
+from pooltrace.pool import _channel
+from pooltrace.pool._channel import Answer, Frame, ParentEnd, WorkerEnd
+from pooltrace.pool.descriptors import shared_memory
+
+NEVER = 10**15  # ns
+
+
+class Channel:
+    """A parent's and a worker's end, both here; `page` is what they share."""
+
+    def __init__(self, hold: int = NEVER) -> None:
+        self.ours, self.theirs = socket.socketpair()
+        self.page_fd = shared_memory(_channel.PAGE_BYTES)
+        self.page = mmap.mmap(self.page_fd, _channel.PAGE_BYTES)
+        self.parent = ParentEnd(self.ours.fileno(), self.page_fd)
+        self.worker = WorkerEnd(self.theirs.fileno(), self.page_fd, hold)
+
+    def post(self, unit: object, payload: bytes = b"", flags: int = 0, **more: Any) -> None:
+        self.parent.post(
+            unit, _channel.MAP, flags, 5, 77, 9, more.get("function", b""), payload, more.get("buffers", [])
+        )
+
+    def send(self) -> None:
+        assert self.parent.flush()
+
+    def take(self) -> Frame:
+        """The next frame, which is there or on its way."""
+        while (frame := self.worker.take()) is None:
+            assert self.worker.wait()
+        return frame
+
+    def send_and_take(self) -> Frame:
+        """The next frame, which may be larger than what the channel holds."""
+        with ThreadPoolExecutor(1) as thread:
+            frame = thread.submit(self.take)
+            while not self.parent.flush():
+                pass
+            return frame.result()
+
+    def run(self, count: int) -> None:
+        for _ in range(count):
+            assert self.take().claimed
+            self.worker.answer(0, b"", [])
+
+    def receive(self) -> list[Answer]:
+        answers: list[Answer] = []
+        self.parent.receive(answers)
+        return answers
+
+    def heard(self) -> bool:
+        """Whether the parent has something to read."""
+        try:
+            return bool(self.ours.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+        except BlockingIOError:
+            return False
+
+    def close(self) -> None:
+        self.parent.close()
+        self.worker.close()
+        self.page.close()
+        os.close(self.page_fd)
+        self.ours.close()
+        self.theirs.close()
+
+
+@pytest.fixture
+def channel() -> Iterator[Channel]:
+    made = Channel()
+    yield made
+    made.close()
+
+
+# -- bytes
+
+
+SIZES = [0, 1, 100, 4096, 4097, 5000, 300_000, 3, (256 << 10) - 56, (256 << 10) - 55, 2_000_000, 7]
+
+
+def test_frames_of_all_sizes_cross_in_pieces_both_ways(channel: Channel) -> None:
+    sent = []
+    for number, count in enumerate(SIZES):
+        extra = [memoryview(os.urandom(number * 1000))] * (number % 3)
+        sent.append((os.urandom(count), [bytes(piece) for piece in extra]))
+        channel.post(number, sent[-1][0], function=b"f" * (count if number % 2 else 0), buffers=extra)
+
+    def echo() -> None:
+        for number in range(len(SIZES)):
+            frame = channel.take()
+            assert (frame.kind, frame.generation, frame.unit, frame.job) == (_channel.MAP, 5, 77, 9)
+            assert bytes(frame.function) == b"f" * (SIZES[number] if number % 2 else 0)
+            assert frame.payload is not None
+            channel.worker.answer(number, frame.payload, [memoryview(piece) for piece in frame.buffers])
+        channel.worker.ring()
+
+    thread = threading.Thread(target=echo)
+    thread.start()
+    answers: list[Answer] = []
+    while len(answers) < len(SIZES):
+        channel.parent.flush()
+        channel.parent.receive(answers)
+    thread.join()
+    answers.sort(key=lambda answer: answer.unit)  # small ones may overtake
+    assert [(a.unit, a.flags) for a in answers] == [(number, number) for number in range(len(SIZES))]
+    assert [(bytes(a.payload or b""), [bytes(piece) for piece in a.buffers]) for a in answers] == sent
+    assert channel.parent.inflight == 0
+
+
+def test_each_buffer_has_memory_of_its_own_and_is_aligned(channel: Channel) -> None:
+    """Arrays can be used in place, written to, and kept one by one."""
+    for count in (10, 100_000):
+        arrays = [numpy.arange(count, dtype=float) + number for number in range(3)]
+        channel.post(None, b"odd", buffers=[memoryview(one).cast("B") for one in arrays])
+        frame = channel.send_and_take()
+        assert bytes(frame.payload or b"") == b"odd"
+        for one, buffer in zip(arrays, frame.buffers, strict=True):
+            got = numpy.frombuffer(buffer, dtype=float)
+            assert got.flags.aligned
+            assert got.flags.writeable
+            assert (got == one).all()
+
+
+def test_what_is_sent_is_not_copied_and_let_go(channel: Channel) -> None:
+    class Large(bytearray):
+        pass
+
+    large = Large(1 << 20)
+    gone = weakref.ref(large)
+    channel.post(None, b"", buffers=[memoryview(large)])
+    with pytest.raises(BufferError):
+        large.append(0)  # it is referred to
+    del large
+    assert gone() is not None
+    channel.send_and_take()
+    assert gone() is None
+
+
+def test_a_frame_that_cannot_be_sent_leaves_no_trace_of_itself(channel: Channel) -> None:
+    channel.post(1, b"before")
+    with pytest.raises(TypeError):
+        channel.post(2, b"x" * 5000, buffers=[memoryview(b"y" * 5000), "not bytes"])
+    with pytest.raises(TypeError):
+        channel.post(3, "not bytes")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="too many buffers"):
+        channel.post(4, b"", buffers=[memoryview(b"")] * 70_000)
+    channel.post(5, b"after")
+    channel.send()
+    assert [bytes(channel.take().payload or b"") for _ in range(2)] == [b"before", b"after"]
+    assert channel.parent.units() == [1, 5]
+
+
+def test_the_end_of_the_stream(channel: Channel) -> None:
+    channel.post(1)
+    channel.send()
+    channel.run(1)
+    channel.theirs.close()
+    assert [answer.unit for answer in channel.receive()] == [1]
+    assert channel.parent.ended
+    assert channel.receive() == []
+    channel.post(2)
+    with pytest.raises(BrokenPipeError):
+        channel.parent.flush()
+
+
+def test_a_worker_that_leaves_something_unread_has_said_all_the_same(channel: Channel) -> None:
+    """The kernel tells of that by an error."""
+    for unit in range(3):
+        channel.post(unit)
+    channel.send()
+    channel.run(1)
+    channel.take()
+    channel.post(3)
+    channel.send()
+    channel.worker.answer(0, bytes(10_000), [])
+    channel.theirs.close()
+    assert sorted(answer.unit for answer in channel.receive()) == [0, 1]
+    assert channel.parent.ended
+    assert channel.parent.unanswered() == ([], [2, 3])
+
+
+def test_results_count_though_a_frame_makes_no_sense(channel: Channel) -> None:
+    channel.post(1)
+    channel.send()
+    channel.run(1)
+    channel.theirs.send(bytes([18] * 56))
+    answers: list[Answer] = []
+    with pytest.raises(OSError, match="Protocol error"):
+        channel.parent.receive(answers)
+    assert [answer.unit for answer in answers] == [1]
+
+
+def test_the_worker_sees_the_end_of_the_parent(channel: Channel) -> None:
+    channel.post(1)
+    channel.parent.stop()
+    channel.send()
+    channel.ours.close()
+    channel.run(1)
+    assert channel.take().kind == _channel.STOP
+    with pytest.raises(BrokenPipeError):
+        channel.worker.wait()  # it has something to tell
+
+
+def test_the_worker_that_has_nothing_to_tell_sees_the_end_of_the_parent(channel: Channel) -> None:
+    channel.ours.close()
+    assert not channel.worker.wait()
+
+
+# -- claims
+
+
+def test_a_unit_is_run_or_taken_back_and_never_both(channel: Channel) -> None:
+    for unit in range(6):
+        channel.post(unit)
+    channel.send()
+    assert channel.take().claimed  # 0 runs
+    assert channel.parent.take_back(2) == [5, 4]
+    assert channel.parent.unanswered() == ([0], [1, 2, 3])
+    channel.worker.answer(0, b"", [])
+    channel.run(3)
+    assert channel.worker.take() is None  # 4 and 5 are passed over
+    assert [answer.unit for answer in channel.receive()] == [0, 1, 2, 3]
+    assert channel.parent.take_back(100) == []
+    assert channel.parent.unanswered() == ([], [])
+    assert (channel.parent.inflight, channel.parent.passed) == (0, 6)
+
+
+def test_a_unit_that_was_taken_back_may_be_sent_again(channel: Channel) -> None:
+    channel.post("a")
+    channel.post("b")
+    assert channel.parent.take_back(1) == ["b"]
+    channel.post("c")
+    assert channel.parent.take_back(9) == ["c", "a"]
+    channel.post("b")
+    channel.send()
+    channel.run(1)
+    assert [answer.unit for answer in channel.receive()] == ["b"]
+
+
+def test_the_function_of_a_unit_that_was_taken_back_is_not_lost(channel: Channel) -> None:
+    """The parent counts on it that the worker has it now."""
+    channel.post(1, function=b"square", flags=_channel.FRESH)
+    channel.post(2)
+    assert channel.parent.take_back(2) == [2, 1]
+    channel.send()
+    frame = channel.take()
+    assert (frame.claimed, frame.function) == (False, b"square")
+    assert channel.worker.take() is None
+
+
+def test_the_parent_hears_of_units_that_were_passed_over(channel: Channel) -> None:
+    """Else it could not send more when all that it may send were taken back."""
+    for unit in range(_channel.WINDOW - 1):
+        channel.post(unit)
+    assert channel.parent.room == 0
+    with pytest.raises(BlockingIOError):
+        channel.post(-1)
+    assert len(channel.parent.take_back(1000)) == _channel.WINDOW - 1
+    assert channel.parent.room == 0  # the worker has yet to come by
+    channel.send()
+    channel.parent.stop()
+    channel.send()
+    assert channel.take().kind == _channel.STOP
+    channel.theirs.shutdown(socket.SHUT_RD)
+    assert not channel.worker.wait()
+    assert channel.heard()
+    assert channel.receive() == []
+    assert channel.parent.room == _channel.WINDOW - 1
+
+
+def test_many_more_units_than_there_are_words(channel: Channel) -> None:
+    """The word of a unit is used again, and never taken for another's."""
+    answers: list[Answer] = []
+    posted = 0
+    while len(answers) < 5 * _channel.WINDOW:
+        for _ in range(min(channel.parent.room - 3, 100)):
+            channel.post(posted)
+            posted += 1
+        taken = channel.parent.take_back(3)
+        assert taken == sorted(taken, reverse=True)
+        for unit in reversed(taken):
+            channel.post(unit)
+        channel.send()
+        for _ in range(50):
+            channel.run(1)
+        channel.parent.receive(answers)
+    assert [answer.unit for answer in answers] == list(range(len(answers)))
+
+
+def test_no_unit_is_kept_alive(channel: Channel) -> None:
+    class Unit:
+        pass
+
+    units = [Unit() for _ in range(4)]
+    gone = [weakref.ref(unit) for unit in units]
+    for unit in units:
+        channel.post(unit)
+    del unit
+    units.clear()
+    channel.send()
+    channel.run(1)
+    channel.receive()
+    assert [ref() is None for ref in gone] == [True, False, False, False]
+    channel.parent.take_back(1)
+    assert gone[3]() is None
+    channel.parent.close()
+    assert [ref() for ref in gone] == [None] * 4
+
+
+def test_a_unit_that_refers_to_its_channel_is_collected() -> None:
+    made = Channel()
+
+    class Unit:
+        end = made.parent
+
+    gone = weakref.ref(Unit)
+    made.post(Unit)
+    made.__dict__["parent"] = None
+    del Unit
+    gc.collect()
+    assert gone() is None
+    for end in (made.ours, made.theirs, made.page):
+        end.close()
+    os.close(made.page_fd)
+
+
+# -- results
+
+
+def test_small_results_are_told_of_together(channel: Channel) -> None:
+    for unit in range(3):
+        channel.post(unit)
+    channel.send()
+    channel.run(3)
+    assert not channel.heard()
+    channel.worker.ring()
+    assert channel.heard()
+    assert [answer.unit for answer in channel.receive()] == [0, 1, 2]
+    assert not channel.heard()
+
+
+def test_results_that_were_not_told_of_are_there_all_the_same(channel: Channel) -> None:
+    channel.post(1)
+    channel.send()
+    channel.run(1)
+    assert [answer.unit for answer in channel.receive()] == [1]
+
+
+def test_a_result_is_told_of_when_the_last_bell_is_long_ago() -> None:
+    channel = Channel(hold=0)
+    channel.post(1)
+    channel.send()
+    channel.run(1)
+    assert channel.heard()
+    channel.close()
+
+
+def test_one_bell_until_the_parent_has_looked(channel: Channel) -> None:
+    for unit in range(4):
+        channel.post(unit)
+    channel.send()
+    for _ in range(3):
+        channel.run(1)
+        channel.worker.ring()
+    assert len(channel.ours.recv(1000, socket.MSG_PEEK)) == 56  # one frame
+    assert [answer.unit for answer in channel.receive()] == [0, 1, 2]
+    channel.run(1)
+    channel.worker.ring()
+    assert channel.heard()
+
+
+def test_results_of_which_there_is_no_room_take_the_channel(channel: Channel) -> None:
+    """All small, but together more than the page has room for; each is there once."""
+    for unit in range(200):
+        channel.post(unit)
+    channel.send()
+
+    def run() -> None:
+        for unit in range(200):
+            channel.take()
+            channel.worker.answer(0, b"%4d" % unit + bytes(1000), [])
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    channel.ours.recv(1, socket.MSG_PEEK)  # the page is full by then
+    answers: list[Answer] = []
+    while len(answers) < 200:
+        channel.parent.receive(answers)
+    thread.join()
+    assert sorted((answer.unit, int((answer.payload or b"")[:4])) for answer in answers) == [(i, i) for i in range(200)]
+
+
+def test_how_long_a_unit_took_is_told(channel: Channel) -> None:
+    channel.post(1)
+    channel.post(2)
+    channel.send()
+    channel.take()
+    signal.sigtimedwait([], 0.002)
+    channel.worker.answer(0, b"", [])
+    channel.take()
+    signal.sigtimedwait([], 0.002)
+    channel.worker.answer(0, bytes(10_000), [])
+    small, large = sorted(channel.receive(), key=lambda answer: answer.unit)
+    assert small.ns >= 2_000_000
+    assert large.ns >= 2_000_000
+
+
+# -- what must be refused
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        struct.pack("=BBHI6Q", 18, 0, 0, 0, 0, 0, 0, 0, 5, 4),  # the parts are longer than the whole
+        struct.pack("=BBHI6Q", 18, 0, 0, 0, 0, 0, 0, 0, 5, 6),  # and shorter
+        struct.pack("=BBHI6Q", 18, 0, 1, 0, 0, 0, 0, 0, 0, 1),  # no room for the length of the buffer
+        struct.pack("=BBHI6Q", 18, 0, 0, 0, 0, 0, 0, 2**64 - 1, 2, 1),
+        struct.pack("=BBHI6Q", 18, 0, 0, 0, 0, 0, 0, 0, 2**63, 2**63),
+        struct.pack("=BBHI6QQ", 18, 0, 1, 0, 0, 0, 0, 0, 0, 12, 5),  # a buffer that is longer than the rest
+        struct.pack("=BBHI6QQ", 18, 0, 1, 0, 0, 0, 0, 0, 0, 12, 3),
+        struct.pack("=BBHI6Q", 18, 0, 0, 0, 9, 0, 0, 0, 0, 0),  # the result of a unit that was not sent
+        struct.pack("=BBHI6Q", 18, 0, 0, 0, 0, 0, 0, 0, 0, 0),  # or has not begun
+    ],
+)
+def test_a_frame_that_makes_no_sense(channel: Channel, head: bytes) -> None:
+    channel.post("unit")
+    channel.theirs.send(head)
+    with pytest.raises(OSError, match="Protocol error"):
+        channel.receive()
+    assert channel.parent.units() == ["unit"]
+
+
+RESULTS = 2048 + 3 * 64  # where they begin in the page
+HEAD = 2048 + 8
+
+
+@pytest.mark.parametrize(
+    ("head", "record"),
+    [
+        (2**63, b""),
+        (8, b""),
+        (70_000, b""),
+        (24, struct.pack("=IIQQ", 5000, 0, 0, 0)),
+        (24, struct.pack("=IIQQ", 8, 0, 0, 0)),
+        (24, struct.pack("=IIQQ", 0, 0, 1, 0)),
+        (24, struct.pack("=IIQQ", 0, 0, 256, 0)),
+    ],
+)
+def test_a_page_that_makes_no_sense(channel: Channel, head: int, record: bytes) -> None:
+    """A user's code may have written over it."""
+    channel.post("unit")
+    channel.page[HEAD : HEAD + 8] = struct.pack("=Q", head)
+    channel.page[RESULTS : RESULTS + len(record)] = record
+    with pytest.raises(OSError, match="Protocol error"):
+        channel.receive()
+    assert channel.parent.units() == ["unit"]
+
+
+def test_a_page_full_of_anything_is_survived() -> None:
+    for seed in range(300):
+        channel = Channel()
+        for unit in range(seed % 7):
+            channel.post(unit)
+        for at in range(0, RESULTS, 8):
+            if (at * 2654435761 + seed) % 11 < 3:
+                channel.page[at : at + 8] = struct.pack("=Q", (at * 40503 + seed * 7919) % (1 << (seed % 64 + 1)))
+        with contextlib.suppress(OSError):
+            channel.receive()
+        assert 0 <= channel.parent.room < _channel.WINDOW
+        back = channel.parent.take_back(1000)
+        begun, waiting = channel.parent.unanswered()
+        assert sorted([*back, *begun, *waiting]) == list(range(seed % 7))
+        channel.close()
+
+
+def test_misuse_is_told() -> None:
+    channel = Channel()
+    with pytest.raises(ValueError, match="no unit runs here"):
+        channel.worker.answer(0, b"", [])
+    with pytest.raises(ValueError, match="kind of unit"):
+        channel.parent.post(None, _channel.STOP, 0, 0, 0, 0, b"", b"", [])
+    with pytest.raises(TypeError):
+        channel.parent.receive(())  # type: ignore[arg-type]
+    with pytest.raises(OSError, match="Invalid argument"):
+        ParentEnd(channel.ours.fileno(), os.memfd_create("short"))
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        WorkerEnd(channel.theirs.fileno(), -1, 0)
+    channel.close()
+    for call in (channel.parent.flush, channel.parent.units, channel.worker.take, channel.worker.ring, channel.send):
+        with contextlib.suppress(ValueError):
+            call()
+    channel.parent.close()
+    channel.worker.close()
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.fixture
+def handled() -> Iterator[threading.Event]:
+    """Set when the handler of SIGUSR1 has raised; it does so once."""
+    event = threading.Event()
+
+    def handler(number: int, frame: object) -> None:
+        if not event.is_set():
+            event.set()
+            raise Interrupted
+
+    before = signal.signal(signal.SIGUSR1, handler)
+    yield event
+    signal.signal(signal.SIGUSR1, before)
+
+
+def interrupt(handled: threading.Event) -> None:
+    """Hits the main thread. (A signal that comes just before a wait does not end it.)"""
+    while not handled.wait(0.01):
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+
+
+def test_a_handler_that_raises_while_the_worker_waits(channel: Channel, handled: threading.Event) -> None:
+    """Nothing is lost by it."""
+
+    def wait() -> None:
+        thread.start()
+        channel.worker.wait()
+
+    thread = threading.Thread(target=interrupt, args=(handled,))
+    with pytest.raises(Interrupted):
+        wait()
+    thread.join()
+    channel.post(1, b"whole")
+    channel.send()
+    assert channel.take().payload == b"whole"
+
+
+def test_a_handler_that_raises_while_half_a_result_is_sent(channel: Channel, handled: threading.Event) -> None:
+    """What is sent next would be taken for the rest of it: nothing is."""
+    channel.post(1)
+    channel.send()
+    channel.take()
+
+    def hit() -> None:
+        channel.ours.recv(1, socket.MSG_PEEK)  # a part is here, and the rest has no room
+        interrupt(handled)
+
+    thread = threading.Thread(target=hit)
+    thread.start()
+    with pytest.raises(Interrupted):
+        channel.worker.answer(0, bytes(10 << 20), [])
+    thread.join()
+    with pytest.raises(BrokenPipeError):
+        channel.worker.answer(0, bytes(10_000), [])
+    assert channel.receive() == []
+    channel.theirs.close()
+    assert channel.receive() == []
+    assert channel.parent.unanswered() == ([1], [])
