@@ -15,12 +15,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/stat.h>
+#include <sys/time.h>
 #include <time.h>
 #include <unistd.h>
 
 #define INPUT_MAX 16384
 #define CORPUS_MAX 20000
-#define HANG_SECONDS 20
+#define HANG_SECONDS 20  /* of the processor's time: on a busy machine waiting is no hang, */
+#define STUCK_SECONDS 600 /* unless it is this long */
 
 struct one {
     uint8_t *bytes; /* owned */
@@ -207,6 +209,12 @@ static double seconds_now(void) {
     return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
 }
 
+static void watch(int seconds, unsigned stuck) {
+    struct itimerval left = {.it_value = {.tv_sec = seconds}};
+    setitimer(ITIMER_PROF, &left, NULL);
+    alarm(stuck);
+}
+
 static void fuzz(double seconds, uint64_t runs) {
     static uint8_t bytes[INPUT_MAX];
     double end = seconds_now() + seconds;
@@ -219,11 +227,11 @@ static void fuzz(double seconds, uint64_t runs) {
             if (len) memcpy(bytes, from->bytes, len);
             for (uint32_t n = 1u << below(5); n > 0; n--) len = mutate_once(bytes, len);
             memset(now, 0, sizeof now);
-            alarm(HANG_SECONDS);
+            watch(HANG_SECONDS, STUCK_SECONDS);
             run(bytes, len);
             if (news()) add(bytes, len);
         }
-    alarm(0);
+    watch(0, 0);
 }
 
 int main(int argc, char **argv) {
@@ -232,6 +240,7 @@ int main(int argc, char **argv) {
     if (__sanitizer_set_death_callback) __sanitizer_set_death_callback(keep);
     signal(SIGABRT, on_signal);
     signal(SIGALRM, on_signal);
+    signal(SIGPROF, on_signal);
     int i = 1;
     for (; i + 1 < argc && argv[i][0] == '-'; i += 2) {
         if (!strcmp(argv[i], "-seconds")) seconds = atof(argv[i + 1]);
@@ -249,11 +258,11 @@ int main(int argc, char **argv) {
     uint32_t given = n_corpus;
     for (uint32_t k = 0; k < given; k++) {
         memset(now, 0, sizeof now);
-        alarm(HANG_SECONDS);
+        watch(HANG_SECONDS, STUCK_SECONDS);
         run(corpus[k].bytes, corpus[k].len);
         news();
     }
-    alarm(0);
+    watch(0, 0);
     if (!n_corpus) add((const uint8_t *)"", 0);
     if (seconds > 0 || runs) fuzz(seconds > 0 ? seconds : 1e9, runs ? runs : UINT64_MAX);
     const char *name = strrchr(argv[0], '/');
