@@ -230,13 +230,31 @@ def add_good_unusual() -> None:
     created = [batch(100, 1000, *parent(), CREATE)]
     started = [
         batch(100, 2000, *parent(), "GoStatusStack dt=10 g=2 m=-1 gstatus=1 stack=1"),
-        batch(200, 2004, *worker(), "GoStart dt=7 g=2 g_seq=1"),
+        batch(200, 2005, *worker(), "GoStart dt=7 g=2 g_seq=1"),
     ]
     fast = {"freq": 2_000_000_000}
     scenario(
         "status-as-late-in-ns",
-        "the same of a unit that starts, by a clock of 2 GHz: what comes first in its units is at the same ns",
+        "the same of a unit that starts, by a clock of 2 GHz: in its units it is later, in ns, step by step, it is not",
         [*one(*created, **fast), *generation(*started, gen=2, time=2000, **fast)],
+    )
+    scenario(
+        "last-stack-id",
+        "the last id that there can be is in the stack table: a head takes one that is free",
+        [
+            *alone(task),
+            *generation(batch(100, 2000, *parent()), gen=2, time=2000, stacks={(1 << 64) - 1: [(2, 4, 2, 9)]}),
+        ],
+    )
+    scenario(
+        "p-in-syscall",
+        "an M whose G runs on a P that is in a syscall: no writer's, but readers allow it",
+        [
+            *alone(task),
+            *generation(batch(100, 2000, "ProcStatus dt=1 p=5 pstatus=3"), gen=2, time=2000),
+            *generation(gen=3, time=3000),
+            *generation(batch(100, 4000, *parent()), gen=4, time=4000),
+        ],
     )
     scenario(
         "another-p",

@@ -14,7 +14,7 @@ Tasks can be begun by a running G only: a G that was destroyed before comes back
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Container, Iterable, Iterator
 from typing import Final, NamedTuple
 
 from pooltrace.format import spec
@@ -104,11 +104,10 @@ class _Said:
                 self._note(batch, generation)
 
     def _note(self, batch: Batch, generation: Generation) -> None:
-        units = batch.time
+        time = generation.to_ns(batch.time)
         for event in read_events(batch, generation.header):
             name, args = event.spec.name, event.args
-            units += args[0] if event.spec.timed else 0
-            time = generation.to_ns(units)
+            time += generation.to_ns(args[0]) if event.spec.timed else 0
             if name in ("GoStatus", "GoStatusStack"):
                 self.statuses[args[1]] = time
             elif name in ("GoStart", "GoUnblock", "GoSwitch", "GoSwitchDestroy"):
@@ -129,21 +128,20 @@ class _Added:
         self.new_strings: list[RawEvent] = []
         self.new_stacks: list[RawEvent] = []
         self._strings = {text: number for number, text in reversed(tables.strings.items())}
-        self._next_string = max(tables.strings) + 1
+        self._free_strings = _free(tables.strings)
         self._frames: dict[int, tuple[int, ...]] = {}  # by PC: Go shows one frame for each
         self._stacks: dict[tuple[tuple[int, ...], ...], int] = {}
         for number, frames in tables.stacks.items():
             self._stacks.setdefault(frames, number)
             for frame in frames:
                 self._frames.setdefault(frame[0], frame)
-        self._next_stack = max(tables.stacks) + 1
+        self._free_stacks = _free(tables.stacks)
 
     def string(self, data: bytes) -> int:
         """The id of a text in this generation."""
         number = self._strings.get(data)
         if number is None:
-            number = self._strings[data] = self._next_string
-            self._next_string += 1
+            number = self._strings[data] = next(self._free_strings)
             self.new_strings.append(RawEvent(spec.BY_NAME["String"], (number,), text=data))
         return number
 
@@ -154,8 +152,7 @@ class _Added:
         raw = tuple(self._frame(frame) for frame in frames)
         number = self._stacks.get(raw)
         if number is None:
-            number = self._stacks[raw] = self._next_stack
-            self._next_stack += 1
+            number = self._stacks[raw] = next(self._free_stacks)
             self.new_stacks.append(RawEvent(spec.BY_NAME["Stack"], (number, len(raw)), frames=raw))
         return number
 
@@ -186,9 +183,11 @@ def _at_work(state: State, origins: Origins, header: Header, added: _Added) -> I
     """Ms that have a P, with their Gs and the regions of these."""
     for m in state.ms.values():
         p, g = state.ps.get(m.p), state.gs.get(m.g)
-        if p is None or p.status != ProcStatus.RUNNING or (g is not None and g.status != GoStatus.RUNNING):
+        if p is None or (g is not None and g.status != GoStatus.RUNNING):
             continue
-        yield _Line(m.id, "ProcStatus", (m.p, ProcStatus.RUNNING))
+        if p.status != ProcStatus.RUNNING and (g is None or p.status != ProcStatus.SYSCALL):
+            continue  # a G that runs on a P in a syscall is no writer's, but readers allow it
+        yield _Line(m.id, "ProcStatus", (m.p, p.status))
         if g is None:
             continue
         yield _status(m.id, m.g, m.id, GoStatus.RUNNING, origins, header, added)
@@ -231,12 +230,12 @@ def _spare(state: State, gone: Gone | None, said: _Said) -> Gone:
         m = state.ms[gone.m]
         if m.p == m.g == spec.NONE and state.ps[gone.p].status == ProcStatus.IDLE:
             return gone
-    free_m, free_p = _free(state.ms.keys() | said.ms), _free(state.ps.keys() | said.ps)
+    free_m, free_p = next(_free(state.ms.keys() | said.ms)), next(_free(state.ps.keys() | said.ps))
     return Gone(free_m, free_p, gone.g if gone else _NEW_G, ())
 
 
-def _free(used: Set[int]) -> int:
-    return next(number for number in itertools.count(1) if number not in used)
+def _free(used: Container[int]) -> Iterator[int]:
+    return (number for number in itertools.count(1) if number not in used)
 
 
 def _batches(lines: Iterable[_Line], gen: int, time: int) -> Iterator[Batch]:
