@@ -21,12 +21,15 @@ truth   How far the duration of an item in the trace is from the one that the it
         100,000 units of one item each (``--quick``: 20,000): the median, and the value that 99.9 % stay below.
 gil     The longest of ten advances of the generation while a worker sleeps for 3 s in C with the GIL in its hands; and
         the longest gap between two items of a worker while the parent does the same for 1 s.
+
+short, dill, items, large, long, tracing: the pools themselves against the stock ones, see bench_pool.py.
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
+import functools
 import itertools
 import json
 import os
@@ -39,6 +42,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
+
+import bench_pool
 
 UNIT_NS = 100_000
 MAP_ITEMS = 100_000
@@ -327,6 +332,15 @@ def bench_gil(quick: bool) -> Iterable[Figure]:
     yield Figure.of("longest gap between items while the parent does", [max(gaps)], "ms", 100)
 
 
+# Pools
+
+
+def bench_pools(name: str, quick: bool) -> Iterable[Figure]:
+    """Of bench_pool."""
+    for race in bench_pool.POOLS[name](quick):
+        yield Figure.of(race.name, race.samples, "", race.bound)
+
+
 # Processes, and what is shown
 
 
@@ -379,6 +393,7 @@ BENCHES: dict[str, Callable[[bool], Iterable[Figure]]] = {
     "off": bench_off,
     "truth": bench_truth,
     "gil": bench_gil,
+    **{name: functools.partial(bench_pools, name) for name in bench_pool.POOLS},
 }
 
 

@@ -1,0 +1,224 @@
+"""The engine against the stock pools: the figures of bench.py that compare whole pools.
+
+Each figure is the median over rounds of (ours / the peer's), the two taking turns in one process, each on two workers
+that live throughout; a trace is on all the time, which only ours records. What is measured is in the docstrings below.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import multiprocessing
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+Work = Callable[[Any], object]
+
+
+class Race(NamedTuple):
+    """A figure: its name, at most what, and how many rounds at least."""
+
+    name: str
+    bound: float
+    samples: list[float]
+
+
+def noop(_: object) -> None:
+    """A unit that is nothing but its own cost."""
+
+
+def same(x: object) -> object:
+    """Sends back what it gets."""
+    return x
+
+
+def with_data(_: object, data: bytes) -> int:
+    """For a partial that has the data."""
+    return len(data)
+
+
+def seconds(work: Work, pool: Any) -> float:
+    start = time.perf_counter()
+    work(pool)
+    return time.perf_counter() - start
+
+
+@contextmanager
+def two_pools(peer: Any, ours: Any) -> Iterator[tuple[Any, Any]]:
+    """Both with two workers, warm; and a trace."""
+    import pooltrace
+
+    with ExitStack() as stack:
+        directory = stack.enter_context(tempfile.TemporaryDirectory())
+        stack.enter_context(pooltrace.trace(Path(directory) / "a.trace"))
+        pools = stack.enter_context(peer(2)), stack.enter_context(ours(2))
+        for pool in pools:
+            pool.map(noop, range(100), chunksize=1)
+        yield pools
+
+
+def race(pools: tuple[Any, Any], rounds: int, theirs: Work, ours: Work | None = None) -> list[float]:
+    """Ratios of neighbours, in turns."""
+    ratios = []
+    work = {0: theirs, 1: ours or theirs}
+    for turn in range(rounds):
+        took = {number: seconds(work[number], pools[number]) for number in ((0, 1), (1, 0))[turn % 2]}
+        ratios.append(took[1] / took[0])
+    return ratios
+
+
+def short_units(quick: bool) -> Iterable[Race]:
+    """No-op units of one item: by map, by imap_unordered, by apply one after the other."""
+    import pooltrace
+
+    rounds, count = (5, 10_000) if quick else (9, 50_000)
+    std = multiprocessing.Pool
+    with two_pools(std, pooltrace.StdPool) as pools:
+        mapped = race(pools, rounds, lambda pool: pool.map(noop, range(count), chunksize=1))
+        yield Race("map, chunksize 1 / multiprocessing.Pool", 0.2, mapped)
+        few = count // 5
+        unordered = race(pools, rounds, lambda pool: sum(1 for _ in pool.imap_unordered(noop, range(few))))
+        yield Race("imap_unordered / multiprocessing.Pool", 0.25, unordered)
+        applied = race(pools, rounds, lambda pool: [pool.apply(noop, (1,)) for _ in range(count // 50)])
+        yield Race("apply / multiprocessing.Pool", 0.45, applied)
+
+
+def short_units_dill(quick: bool) -> Iterable[Race]:
+    """The same map, of a function of __main__, against multiprocess, which pickles in Python."""
+    import multiprocess
+
+    import pooltrace
+
+    rounds, count = (3, 2_000) if quick else (5, 20_000)
+    with two_pools(multiprocess.Pool, pooltrace.Pool) as pools:
+        namespace: dict[str, Any] = {"__name__": "__main__"}
+        exec("def noop(_): pass", namespace)
+        function = namespace["noop"]
+        yield Race(
+            "map, chunksize 1, __main__ / multiprocess.Pool",
+            0.03,
+            race(pools, rounds, lambda pool: pool.map(function, range(count), chunksize=1)),
+        )
+
+
+def items(quick: bool) -> Iterable[Race]:
+    """Chunks as map makes them, each item in the trace."""
+    import pooltrace
+
+    rounds, count = (5, 100_000) if quick else (7, 1_000_000)
+    with two_pools(multiprocessing.Pool, pooltrace.StdPool) as pools:
+        yield Race(
+            f"map of {count:,}, default chunks / multiprocessing.Pool",
+            1.05,
+            race(pools, rounds, lambda pool: pool.map(noop, range(count))),
+        )
+
+
+def large(quick: bool) -> Iterable[Race]:
+    """16 arrays of 64 MiB there and back (``--quick``: 8 MiB); and a closure of 100 KiB over 20,000 items in chunks of
+    ten, which the peer gets as a partial."""
+    import numpy
+
+    import pooltrace
+
+    rounds, size = (3, 8 << 20) if quick else (5, 64 << 20)
+    with two_pools(multiprocessing.Pool, pooltrace.StdPool) as pools:
+        arrays = [numpy.full(size // 8, number, dtype=float) for number in range(16)]
+        yield Race(
+            f"16 arrays of {size >> 20} MiB both ways / multiprocessing.Pool",
+            0.2,
+            race(pools, rounds, lambda pool: pool.map(same, arrays, chunksize=1)),
+        )
+        data, count = bytes(100 << 10), 2_000 if quick else 20_000
+        partial = functools.partial(with_data, data=data)
+        yield Race(
+            "closure of 100 KiB / multiprocessing.Pool with a partial",
+            0.1,
+            race(
+                pools,
+                rounds,
+                lambda pool: pool.map(partial, range(count), chunksize=10),
+                lambda pool: pool.map(lambda _: len(data), range(count), chunksize=10),
+            ),
+        )
+
+
+def long_first(quick: bool) -> Iterable[Race]:
+    """One unit of 2 s, then 2,000 of 1 ms, that sleep or spin: what passes / the ideal, which is half of what all
+    units took by their own clocks, or the long one."""
+    import pooltrace
+
+    rounds = 1 if quick else 7
+    with tempfile.TemporaryDirectory() as directory, pooltrace.trace(Path(directory) / "a.trace"):
+        with pooltrace.StdPool(2) as pool:
+            pool.map(noop, range(100), chunksize=1)
+            for how, bound in (("sleep", 1.05), ("spin", 1.10)):
+                ratios = []
+                for _ in range(rounds):
+                    work = [(how, 2.0), *itertools.repeat((how, 0.001), 2000)]
+                    start = time.perf_counter()
+                    took = list(pool.imap_unordered(timed, work))
+                    passed = time.perf_counter() - start
+                    ratios.append(passed / max(sum(took) / 2, max(took)))
+                yield Race(f"2 s, then 2,000 of 1 ms ({how}) / ideal", bound, ratios)
+
+
+def timed(work: tuple[str, float]) -> float:
+    """How long that took."""
+    how, wanted = work
+    start = time.perf_counter()
+    if how == "sleep":
+        time.sleep(wanted)
+    else:
+        while time.perf_counter() - start < wanted:
+            pass
+    return time.perf_counter() - start
+
+
+def spin(_: object) -> None:
+    """100 us."""
+    end = time.perf_counter_ns() + 100_000
+    while time.perf_counter_ns() < end:
+        pass
+
+
+def tracing(quick: bool) -> Iterable[Race]:
+    """The same pool with a trace on / off."""
+    import pooltrace
+
+    rounds = 5 if quick else 25
+    with tempfile.TemporaryDirectory() as directory, pooltrace.StdPool(2) as pool:
+
+        def turn(on: bool, function: Callable[[object], None], count: int) -> float:
+            if on:
+                pooltrace.start(Path(directory) / "a.trace")
+            took = seconds(lambda pool: pool.map(function, range(count), chunksize=1), pool)
+            if on:
+                pooltrace.stop()
+            return took
+
+        for name, function, count, bound in (
+            ("no-op units", noop, 20_000, 1.35),
+            ("units of 100 us", spin, 4_000, 1.03),
+        ):
+            turn(False, function, count)
+            ratios = []
+            for number in range(rounds):
+                order = (False, True) if number % 2 else (True, False)
+                both = {on: turn(on, function, count) for on in order}
+                ratios.append(both[True] / both[False])
+            yield Race(f"tracing on / off, {name}", bound, ratios)
+
+
+POOLS: dict[str, Callable[[bool], Iterable[Race]]] = {
+    "short": short_units,
+    "dill": short_units_dill,
+    "items": items,
+    "large": large,
+    "long": long_first,
+    "tracing": tracing,
+}
