@@ -18,7 +18,7 @@ from pooltrace.pool.serialize import Pickled, Serializer, describe
 from pooltrace.tracer import emit
 
 Outcome = tuple[bool, Any]  # success, and the value or the exception: what the stock results' _set takes
-AHEAD = 64  # units of an imap that may wait in the parent; its iterator is not consumed further than that,
+AHEAD = 1024  # units of an imap that may wait in the parent; its iterator is not consumed further than that,
 PIECE = 1024  # units that are submitted at a time
 AHEAD_BYTES = 16 << 20  # nor while so much of them, pickled, waits there
 

@@ -25,6 +25,7 @@ MOST_DEATHS = 5  # of workers that were about to begin a unit; then it is to bla
 DEPTH = 2  # units at a worker: one runs, one waits; more of them
 DEPTH_NS = 2_000_000  # while together they take no longer than this,
 DEPTH_BYTES = 1 << 20  # and are not larger
+SEND_BUFFER = 1 << 20  # bytes that are asked for: large things cross in fewer steps
 LOOK = 0.01  # seconds between looks at a worker that may hold results back
 GRACE = 5.0  # seconds between SIGTERM and SIGKILL: a worker may have a handler that saves something
 GIVE_UP = 3.0  # seconds after SIGKILL: a process that is still there is in uninterruptible sleep
@@ -105,6 +106,8 @@ class Slot:
         """Starts a worker. Raises what that raises; then nothing is left behind."""
         with _Lock.lock:
             self.channel, child = socket.socketpair()
+            for one in (self.channel, child):
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
             self.page = descriptors.End(-1)
             descriptors.own(self.channel, child, self.page)
             try:

@@ -3,7 +3,7 @@
 
 #include <errno.h>
 
-#define ROUNDS 16 /* receive calls at a time: the other workers have a turn, too */
+#define ROUNDS 32 /* receive calls at a time: the other workers have a turn, too */
 
 typedef struct {
     PyObject_HEAD
