@@ -524,3 +524,31 @@ def test_a_forked_process_cannot_use_its_parents_pool(face: Any) -> None:
                 os._exit(status)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
         assert pool.apply(square, (3,)) == 9
+
+
+def test_workers_that_had_started_are_ended_when_a_later_one_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a context of the user's own, whose processes need not know of times to wait."""
+    started: list[str] = []
+
+    class Process:
+        name, pid, exitcode, sentinel, daemon = "Process-1", None, None, -1, False
+
+        def start(self) -> None:
+            if len(started) == 2:
+                raise OSError("no more processes")
+            started.append("started")
+
+        def terminate(self) -> None:
+            started.append("terminated")
+
+        def join(self) -> None:
+            started.append("joined")
+
+        def is_alive(self) -> bool:
+            return False
+
+    own = multiprocessing.get_context("fork")
+    monkeypatch.setattr(type(own), "Process", staticmethod(lambda *args, **kwargs: Process()))
+    with pytest.raises(OSError, match="no more processes"):
+        StdPool(4, context=own)
+    assert started == ["started"] * 2 + ["terminated"] * 2 + ["joined"] * 2

@@ -389,10 +389,10 @@ def launch_all(plan: Plan, count: int) -> list[Slot]:
                 if process.exitcode is None:
                     process.terminate()
             for process in started:
-                process.join(GRACE)
-                if process.exitcode is None:
+                _join(process, GRACE)
+                if process.exitcode is None and process.is_alive():
                     process.kill()
-                    process.join(GIVE_UP)
+                    _join(process, GIVE_UP)
         finally:
             for slot in slots:
                 if slot.process is not None:
@@ -400,3 +400,10 @@ def launch_all(plan: Plan, count: int) -> list[Slot]:
                 slot.free()
         raise
     return slots
+
+
+def _join(process: Process, seconds: float) -> None:
+    try:
+        process.join(seconds)
+    except TypeError:  # a context's own kind of process, which need not take a time
+        process.join()
