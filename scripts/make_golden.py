@@ -239,6 +239,23 @@ def add_good_unusual() -> None:
         [*one(*created, **fast), *generation(*started, gen=2, time=2000, **fast)],
     )
     scenario(
+        "p-that-comes-later",
+        "a P that is not known when a task is over a border: a head takes none that comes later for it",
+        [
+            *alone(task),
+            *generation(gen=2, time=2000),
+            *generation(batch(100, 3000, *parent(p=1)), gen=3, time=3000),
+        ],
+    )
+    scenario(
+        "high-g",
+        "a G with a number that a head would take for its own",
+        [
+            *one(batch(100, 1000, *parent(g=1 << 62), task)),
+            *generation(batch(100, 2000, *parent(g=1 << 62)), gen=2, time=2000),
+        ],
+    )
+    scenario(
         "last-stack-id",
         "the last id that there can be is in the stack table: a head takes one that is free",
         [

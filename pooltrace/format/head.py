@@ -26,7 +26,7 @@ from pooltrace.format.states import State
 
 Frames = tuple[Frame, ...]
 
-_NEW_G: Final = 1 << 62  # where no G has been destroyed before
+_NEW: Final = 1 << 62  # from here on a G where none was destroyed before, and a P that no later generation has
 _BATCH_BYTES: Final = spec.MAX_BATCH_SIZE - (4 << 10)
 
 
@@ -92,11 +92,12 @@ def _text(event: Event) -> bytes:
 
 class _Said:
     """What a generation says itself: when it tells a G's status and when something first happens to one (ns: readers
-    order by these), which Ps and Ms it names."""
+    order by these), which Gs, Ps and Ms it names."""
 
     def __init__(self, generation: Generation) -> None:
         self.statuses: dict[int, int] = {}
         self.acts: dict[int, int] = {}
+        self.created: set[int] = set()
         self.ps: set[int] = set()
         self.ms: set[int] = set(generation.batches)
         for batches in generation.batches.values():
@@ -112,6 +113,8 @@ class _Said:
                 self.statuses[args[1]] = time
             elif name in ("GoStart", "GoUnblock", "GoSwitch", "GoSwitchDestroy"):
                 self.acts[args[1]] = min(time, self.acts.get(args[1], time))
+            elif name.startswith("GoCreate"):
+                self.created.add(args[1])
             elif name.startswith("Proc") and len(args) > 1:
                 self.ps.add(args[1])
 
@@ -230,12 +233,13 @@ def _spare(state: State, gone: Gone | None, said: _Said) -> Gone:
         m = state.ms[gone.m]
         if m.p == m.g == spec.NONE and state.ps[gone.p].status == ProcStatus.IDLE:
             return gone
-    free_m, free_p = next(_free(state.ms.keys() | said.ms)), next(_free(state.ps.keys() | said.ps))
-    return Gone(free_m, free_p, gone.g if gone else _NEW_G, ())
+    free_g = next(_free(state.gs.keys() | said.created, _NEW))
+    free_m, free_p = next(_free(state.ms.keys() | said.ms)), next(_free(state.ps.keys() | said.ps, _NEW))
+    return Gone(free_m, free_p, gone.g if gone else free_g, ())
 
 
-def _free(used: Container[int]) -> Iterator[int]:
-    return (number for number in itertools.count(1) if number not in used)
+def _free(used: Container[int], first: int = 1) -> Iterator[int]:
+    return (number for number in itertools.count(first) if number not in used)
 
 
 def _batches(lines: Iterable[_Line], gen: int, time: int) -> Iterator[Batch]:
