@@ -38,6 +38,7 @@ STRICTER = {
     r"experimental batch": "experimental batches",
     r"^cut off behind the header: no generation; ": "a 1.26 file without any generation",
     r"^cut off in generation \d+, before its EndOfGeneration": "a 1.26 file that ends in a generation of tables alone",
+    r"^cut off in generation \d+: no event so far": "the same before 1.26: a kill leaves a file like that",
     r" in (String|Stack|CPUSample|Frequency|ClockSnapshot): a number does not end": "a batch of a table, or of the "
     "clock, that ends before an argument: Go takes that for the end of the file, and shows nothing of the generation",
     r"a frame, is not in the table": "a frame without strings that shares its PC with one before: Go never looks at it",
