@@ -498,6 +498,13 @@ def add_strict() -> None:
     )
     strict("frequency-0", "a frequency of 0", "frequency of 0", alone(freq=0))
     strict("status-0", "a state that does not exist", "no status 0", alone("GoStatus dt=1 g=9 m=-1 gstatus=0"))
+    sample = [f"CPUSample time={1 << 63} m=100 p=0 g=1 stack=2"]
+    strict(
+        "late-sample",
+        "a CPU sample at a time that is negative in Go, which shows it first",
+        "63 bits",
+        one(batch(100, 1000, *parent()), batch(-1, 1000, "CPUSamples", *sample)),
+    )
     strict("no-generation", "a 1.26 trace that ends behind its header", "cut off behind the header", [])
     strict(
         "no-event-1.22",
