@@ -260,7 +260,7 @@ def add_good_unusual() -> None:
         "the last id that there can be is in the stack table: a head takes one that is free",
         [
             *alone(task),
-            *generation(batch(100, 2000, *parent()), gen=2, time=2000, stacks={(1 << 64) - 1: [(2, 4, 2, 9)]}),
+            *generation(batch(100, 2000, *parent()), gen=2, time=2000, stacks={-1: [(2, 4, 2, 9)]}),
         ],
     )
     scenario(
