@@ -40,6 +40,7 @@ def lent(monkeypatch: pytest.MonkeyPatch) -> list[Slot]:
         found.append(self._slot)
         run(self, *args)
 
+    monkeypatch.setattr(Lending, "enabled", True)
     monkeypatch.setattr(Borrowed, "run", noted)
     return found
 

@@ -28,6 +28,8 @@ from pooltrace.tracer import emit
 class Lending:
     """What is lent. `came_back` is called after each return: the dispatcher may wait for it."""
 
+    enabled = False  # off until a signal amid a call cannot leave the lock or the slot behind
+
     def __init__(self, came_back: Callable[[], None]) -> None:
         self.lock = threading.Lock()
         self.asked = False  # somebody has called `apply`: only then idle channels are not listened to
@@ -37,6 +39,8 @@ class Lending:
 
     def borrow(self, slots: list[Slot]) -> Borrowed | None:
         """An idle worker, or None if there is none at once."""
+        if not self.enabled:
+            return None
         if not self.asked:
             self.asked = True
             return None

@@ -276,7 +276,7 @@ class Engine:
         end = slot.end
         mask = 0
         if end is not None and not end.ended:
-            silent = self.lending.asked and slot.ready and not slot.inflight
+            silent = self.lending.asked and slot.ready and not slot.inflight and end.room > 0
             mask = (0 if silent else selectors.EVENT_READ) | (selectors.EVENT_WRITE if slot.writing else 0)
         if mask == slot.listening:
             return
@@ -382,6 +382,7 @@ class Engine:
         self._answer(slot, slot.receive_rest(), False)
         if slot.listening:
             self._selector.unregister(slot.channel)
+            slot.listening = 0
         self._selector.unregister(slot.pidfd if slot.pidfd >= 0 else process.sentinel)
         begun, waiting = slot.unanswered()
         served = slot.plan.max_tasks is not None and slot.answered >= slot.plan.max_tasks

@@ -249,7 +249,7 @@ class Slot:
         """It may be sent units now."""
         end = self.end
         usable = end is not None and self.ready and not self.stopping and not self.lent
-        return usable and end is not None and not end.ended and self._left() > 0
+        return usable and end is not None and not end.ended and self._left() > 0 and end.room > 0
 
     def _left(self) -> int:
         """How many units it may still be given in its life."""

@@ -192,7 +192,7 @@ int receiver_fill(struct receiver *r, bool wait) {
         if (to >= r->data && to < r->data + ROOM) r->end += (size_t)n;
         else {
             l->at += (size_t)n;
-            if (large_next(l) < 0) return -1;
+            if (large_next(l) < 0) return large_free(l), -1;
         }
         return 1;
     }
@@ -250,11 +250,11 @@ int receiver_take(struct receiver *r, struct frame *f) {
             return f->function && f->payload ? 1 : frame_lost(f);
         }
         r->start += sizeof head;
-        if (large_begin(l, &head) < 0) return -1;
+        if (large_begin(l, &head) < 0) return large_free(l), -1;
     }
     if (!large_done(l) && r->end > r->start) {
         Py_ssize_t n = large_copy(l, r->data + r->start, r->end - r->start);
-        if (n < 0) return -1;
+        if (n < 0) return large_free(l), -1;
         r->start += (size_t)n;
     }
     return large_done(l) ? large_take(l, f) : 0;
