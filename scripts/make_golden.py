@@ -238,6 +238,11 @@ def add_good_unusual() -> None:
         "the same of a unit that starts, by a clock of 2 GHz: in its units it is later, in ns, step by step, it is not",
         [*one(*created, **fast), *generation(*started, gen=2, time=2000, **fast)],
     )
+
+
+def add_good_unusual_ids() -> None:
+    """The same of Ps, Gs and tables: what a head makes up must not be what is there."""
+    task = "UserTaskBegin dt=1 task=1 parent=0 name=3 stack=1"
     scenario(
         "p-that-comes-later",
         "a P that is not known when a task is over a border: a head takes none that comes later for it",
@@ -574,6 +579,7 @@ def scenarios() -> list[Scenario]:
         add_good_waits,
         add_good_more,
         add_good_unusual,
+        add_good_unusual_ids,
         add_broken_order,
         add_broken_ranges,
         add_broken_tables,
