@@ -361,7 +361,8 @@ def test_a_worker_whose_trace_began_with_a_unit_says_so_once(tmp_path: Path, jud
 
 def test_a_reader_that_stalls_costs_the_job_its_patience_and_the_trace_says_so(tmp_path: Path, judge: Judge) -> None:
     """Nobody reads while the worker runs: what fits nowhere is lost, and counted in the file; then all is well."""
-    path, count = tmp_path / "t.trace", 100_000
+    # 100 MB of strings: twice 32 MB fit, one generation's that was closed before anybody read, and the next one's.
+    path, count = tmp_path / "t.trace", 200_000
     with crew(1) as (worker,):
         start_trace(period=0.01, patience=0.05)
         pieces = [read_trace()]
