@@ -78,6 +78,13 @@ def test_no_event_is_lost_over_many_switches(build: Callable[..., Path], workers
     assert count("errors", said) == 0
 
 
+def test_an_advance_ends_although_a_worker_writes_faster_than_it_is_read(build: Callable[..., Path]) -> None:
+    said = run(build(GATHER[0], "asan"), *GATHER[1:])
+    assert count("advances", said) == 50
+    assert count("blocks", said) > 50 * 10
+    assert count("errors", said) == 0
+
+
 SWITCHES = ("switch_test", "-switches", 2000, "-ahead", 20000)
 STARTS = ("state_test", "-starts", 2000)
 LEAVE = """\
@@ -91,6 +98,7 @@ LEAVE_LATE = """\
     pt_pause();
     STORE(word_on(old) ? &e->left[word_gen(old) & 1] : &e->left_off, old);"""
 RACES = ("race_test", "-traces", 200)
+GATHER = ("gather_test", "-advances", 50)
 LIST = """\
     pthread_mutex_lock(&registry.lock);
     list_slots();
@@ -138,6 +146,12 @@ BROKEN: dict[str, tuple[tuple[object, ...], str, str, str]] = {
         "coord.c",
         STORE_GEN + PAUSE + LIST,
         LIST.partition("    for ")[0] + PAUSE + STORE_GEN + "".join(LIST.partition("    for ")[1:]),
+    ),
+    "a pipe that is read until it is empty": (
+        GATHER,
+        "coord.c",
+        "drain_standing(c.pipes[i]);",
+        "drain(c.pipes[i], SIZE_MAX);",
     ),
     "a state by a plain store": (
         STARTS,
@@ -203,7 +217,8 @@ def test_a_core_that_is_broken_on_purpose_is_found(how: str, tmp_path: Path, mon
     monkeypatch.setenv(variable, str(core))
     run(FUZZ / "build", target, tmp_path / "broken")
     for seed in range(1, 21):
-        command = map(str, (tmp_path / "broken", *words, "-seed", seed))
+        chance = () if target == "gather_test" else ("-seed", seed)
+        command = map(str, (tmp_path / "broken", *words, *chance))
         done = subprocess.run(list(command), capture_output=True, text=True, timeout=SECONDS, check=False)
         assert done.returncode in (0, 1), done.stderr
         if done.returncode:

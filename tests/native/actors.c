@@ -55,7 +55,7 @@ void worker_open(struct actor *a, uint64_t p) {
     int ends[2], err;
     memset(a, 0, sizeof *a);
     if (pipe2(ends, O_CLOEXEC) != 0 || fcntl(ends[0], F_SETFL, O_NONBLOCK) < 0) die("pipe");
-    (void)fcntl(ends[0], F_SETPIPE_SZ, 1 << 20);
+    (void)fcntl(ends[0], F_SETPIPE_SZ, PT_PIPE);
     a->p = p;
     a->pipe = ends[1];
     a->slot = slot_open(KIND_WORKER, p, ends[0], &a->index, &err);

@@ -4,7 +4,7 @@
  *             generation, hold what is newer, throw away what is older (its bytes were taken from the arena)
  *   advance   1. read the clock, store the new generation, then move every word on: the words are listed after
  *                the store, under the registry's lock
- *             2. drain the pipes and the queue
+ *             2. drain the queue, and of the pipes what stands in them: later bytes are the next generation's
  *             3. take from the arena what is left of the block at which each M was switched
  *             4. close generation n: tables, and for header 1.26 its end
  *             5. open n+1 with the statuses in which the streams ended; feed what was held
@@ -84,7 +84,7 @@ static uint64_t final_word(uint32_t i, uint32_t gen, bool on) {
 }
 
 static void gather(uint32_t gen) {
-    for (uint32_t i = 0; i < c.npipes; i++) drain(c.pipes[i], 1 << 30);
+    for (uint32_t i = 0; i < c.npipes; i++) drain_standing(c.pipes[i]);
     take_queue();
     for (uint32_t i = 0; i < c.n; i++) {
         uint64_t word = final_word(i, gen, true);
@@ -171,7 +171,7 @@ static void serve_gone(void) {
     list_slots();
     pthread_mutex_unlock(&registry.lock);
     struct in_pipe *p = pipe_of(s);
-    if (p) drain(p, 1 << 30);
+    if (p) drain(p, SIZE_MAX);
     pthread_mutex_lock(&registry.lock);
     list_slots(); /* threads of it that only its pipe told of */
     pthread_mutex_unlock(&registry.lock);
@@ -215,9 +215,9 @@ static void poll_once(int timeout, bool was_read) {
         uint64_t count;
         if (fds[0].revents && read(c.wake, &count, sizeof count) < 0) count = 0;
         for (uint32_t i = 0; i < c.npipes; i++) {
-            if (fds[i + 1].revents & POLLIN) drain(c.pipes[i], 16);
+            if (fds[i + 1].revents & POLLIN) drain(c.pipes[i], PT_PIPE);
             else if (fds[i + 1].revents) { /* all writers are gone; the rest comes with coord_gone */
-                drain(c.pipes[i], 1 << 30);
+                drain(c.pipes[i], SIZE_MAX);
                 slot_close_pipe(c.pipes[i]->slot);
             }
         }

@@ -74,7 +74,8 @@ bool wait_until(uint64_t deadline); /* on c.cond, under c.lock; false: time is u
 void take(struct slot *s, uint32_t block, const uint8_t *data, uint32_t len);
 void take_queue(void);
 void take_held(void);
-void drain(struct in_pipe *p, int max);
+void drain(struct in_pipe *p, size_t max);
+void drain_standing(struct in_pipe *p);
 struct in_pipe *pipe_of(struct slot *s);
 void forget_slot(struct slot *s);
 void bury(struct slot *s);

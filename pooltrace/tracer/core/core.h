@@ -65,6 +65,7 @@ static inline void pt_pause(void) {}
 #define PT_PAGE 4096u
 #define PT_BUFFER 65536u
 #define PT_BLOCK 60000u /* bytes of stream in a block, at most */
+#define PT_PIPE (1u << 20)  /* bytes that a worker's pipe should hold; the user's limit may be less */
 #define PT_STRIDE (PT_PAGE + 2 * PT_BUFFER)
 #define PT_ENTRIES 16384u /* at most */
 

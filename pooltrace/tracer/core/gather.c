@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <stdlib.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 #define EARLY 0x8000u /* a block number has 16 bits */
@@ -104,9 +105,9 @@ static void take_pipe_block(struct in_pipe *p) {
     }
 }
 
-/* Reads what is there; at most max blocks.  A pipe that makes no sense is closed. */
-void drain(struct in_pipe *p, int max) {
-    while (p->slot->pipe >= 0 && max > 0) {
+/* Reads what is there; about max bytes of it.  A pipe that makes no sense is closed. */
+void drain(struct in_pipe *p, size_t max) {
+    while (p->slot->pipe >= 0) {
         uint32_t want = sizeof(struct block_head);
         if (p->fill >= want) {
             struct block_head h;
@@ -120,14 +121,23 @@ void drain(struct in_pipe *p, int max) {
         }
         if (p->fill == want) {
             take_pipe_block(p);
-            max--;
             continue;
         }
+        if (max == 0) return;
         ssize_t n = read(p->slot->pipe, p->buf + p->fill, want - p->fill);
         if (n < 0 && errno == EINTR) continue;
         if (n <= 0) return; /* nothing now, or its writers are gone: the arena has the rest */
         p->fill += (uint32_t)n;
+        max -= (size_t)n < max ? (size_t)n : max;
     }
+}
+
+/* What stood in the pipe when it was asked: after a switch, all of the generation that it closed.  A worker that writes
+ * faster than it is read goes on meanwhile, in the next generation, and would keep an advance from its end. */
+void drain_standing(struct in_pipe *p) {
+    int standing;
+    if (p->slot->pipe < 0) return;
+    drain(p, ioctl(p->slot->pipe, FIONREAD, &standing) == 0 && standing >= 0 ? (size_t)standing : PT_PIPE);
 }
 
 /* What a dead writer has left in the arena. */

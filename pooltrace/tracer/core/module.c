@@ -42,7 +42,7 @@ static PyObject *py_worker_open(PyObject *m, PyObject *args) {
         if (own >= 0) close(own);
         return os_error(err);
     }
-    (void)fcntl(own, F_SETPIPE_SZ, 1 << 20); /* refused beyond the user's limit: a smaller pipe serves too */
+    (void)fcntl(own, F_SETPIPE_SZ, PT_PIPE); /* refused beyond the user's limit: a smaller pipe serves too */
     if (!slot_open(KIND_WORKER, p, own, &index, &err)) {
         close(own);
         return os_error(err);
