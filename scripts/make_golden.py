@@ -253,6 +253,15 @@ def add_good_unusual_ids() -> None:
         ],
     )
     scenario(
+        "high-p-that-comes-later",
+        "the same of one with a high number: a head draws one",
+        [
+            *alone(task),
+            *generation(gen=2, time=2000),
+            *generation(batch(100, 3000, *parent(p=1 << 62)), gen=3, time=3000),
+        ],
+    )
+    scenario(
         "high-g",
         "a G with a number that a head would take for its own",
         [

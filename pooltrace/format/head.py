@@ -14,6 +14,7 @@ Tasks can be begun by a running G only: a G that was destroyed before comes back
 from __future__ import annotations
 
 import itertools
+import zlib
 from collections.abc import Container, Iterable, Iterator
 from typing import Final, NamedTuple
 
@@ -26,7 +27,7 @@ from pooltrace.format.states import State
 
 Frames = tuple[Frame, ...]
 
-_NEW: Final = 1 << 62  # from here on a G where none was destroyed before, and a P that no later generation has
+_NEW: Final = 1 << 62  # from here on a G where none was destroyed before, and (see _spare) a P where none is idle
 _BATCH_BYTES: Final = spec.MAX_BATCH_SIZE - (4 << 10)
 
 
@@ -177,7 +178,7 @@ def make_head(state: State, origins: Origins, generation: Generation) -> list[Ba
     """The batches to put before those of ``generation``, given the states at its border: after all events before it."""
     header, added, said = generation.header, _Added(generation), _Said(generation)
     lines = [*_at_work(state, origins, header, added), *_waiting(state, origins, said, header, added)]
-    lines += _tasks(state, origins, said, added)
+    lines += _tasks(state, origins, said, generation, added)
     begin = max(1, generation.min_time - len(lines))
     return [*_batches(lines, generation.gen, begin), *_tables(added, generation.gen, begin)]
 
@@ -213,10 +214,10 @@ def _status(m: int, g: int, where: int, status: GoStatus, origins: Origins, head
     return _Line(m, "GoStatus", (g, where, status))
 
 
-def _tasks(state: State, origins: Origins, said: _Said, added: _Added) -> Iterator[_Line]:
+def _tasks(state: State, origins: Origins, said: _Said, generation: Generation, added: _Added) -> Iterator[_Line]:
     if not origins.tasks:
         return
-    m, p, g, start = _spare(state, origins.gone, said)
+    m, p, g, start = _spare(state, origins.gone, said, generation)
     yield _Line(m, "ProcStatus", (p, ProcStatus.IDLE))
     yield _Line(m, "ProcStart", (p, 1))
     yield _Line(m, "GoCreate", (g, added.stack(start), 0))
@@ -227,14 +228,19 @@ def _tasks(state: State, origins: Origins, said: _Said, added: _Added) -> Iterat
     yield _Line(m, "ProcStop", ())
 
 
-def _spare(state: State, gone: Gone | None, said: _Said) -> Gone:
-    """An M without P and G, an idle P and a G that is dead."""
+def _spare(state: State, gone: Gone | None, said: _Said, generation: Generation) -> Gone:
+    """An M without P and G, an idle P and a G that is dead.
+
+    A P that is made up must not be told of by a later generation, and those are not known here: its number is high, and
+    drawn from the generation, so that no file has it but one that was made for that.
+    """
     if gone is not None and gone.m in state.ms and gone.p in state.ps:
         m = state.ms[gone.m]
         if m.p == m.g == spec.NONE and state.ps[gone.p].status == ProcStatus.IDLE:
             return gone
     free_g = next(_free(state.gs.keys() | said.created, _NEW))
-    free_m, free_p = next(_free(state.ms.keys() | said.ms)), next(_free(state.ps.keys() | said.ps, _NEW))
+    drawn = _NEW + zlib.crc32(repr((generation.gen, generation.min_time, generation.tables.strings)).encode())
+    free_m, free_p = next(_free(state.ms.keys() | said.ms)), next(_free(state.ps.keys() | said.ps, drawn))
     return Gone(free_m, free_p, gone.g if gone else free_g, ())
 
 
