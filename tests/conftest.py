@@ -39,6 +39,14 @@ def bounded(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture
+def fifos(tmp_path: Path) -> faults.Fifos:
+    made = faults.Fifos(tmp_path / "begun", tmp_path / "go")
+    for path in made:
+        os.mkfifo(path)
+    return made
+
+
+@pytest.fixture
 def judge(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str | os.PathLike[str]], Summary]:
     """Checks a trace: our ordering check and Go's reader accept it, and read the same events at the times written.
 

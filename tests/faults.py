@@ -1,18 +1,36 @@
-"""Ways to go wrong in a worker, as functions for a pool; and the time within which a test has to end."""
+"""Ways to go wrong in a worker, as functions for a pool; how it is held at a point; when a test has to end."""
 
 from __future__ import annotations
 
 import ctypes
 import faulthandler
 import os
+import resource
 import signal
 import sys
 import threading
 import time
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 LIMIT = 120.0  # seconds in which every test has to end, see conftest
 METHODS = ("fork", "spawn", "forkserver")
+
+
+class Fifos(NamedTuple):
+    """Two FIFOs: what passes says that it is there, and waits until it may go on."""
+
+    begun: Path
+    go: Path
+
+    def names(self) -> tuple[str, str]:
+        return str(self.begun), str(self.go)
+
+    def wait(self) -> None:
+        self.begun.read_bytes()
+
+    def open(self) -> None:
+        self.go.write_bytes(b"")
 
 
 def square(x: int) -> int:
@@ -31,8 +49,19 @@ def size(x: Any) -> int:
     return len(x)
 
 
+def add_size(x: Any, y: int) -> int:
+    return len(x) + y
+
+
 def getpid(_: object = None) -> int:
     return os.getpid()
+
+
+def run_short(spare: int) -> None:
+    """From now on its process may have so many bytes more than it has."""
+    with open("/proc/self/statm") as file:
+        size = int(file.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (size + spare, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
 
 def unless_three(way: str, x: int) -> int:

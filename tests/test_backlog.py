@@ -27,6 +27,7 @@ class FakeSlot:
         self.units: list[Unit] = []
         self.depth = depth
         self.open = is_open
+        self.in_a_call = False
 
     @property
     def inflight(self) -> int:
@@ -39,9 +40,11 @@ class FakeSlot:
         depth = self.depth or (max(2, DEPTH_NS // job.unit_ns) if job.unit_ns else 2)
         return max(0, depth - len(self.units))
 
-    def post(self, unit: Unit, serializer: Serializer) -> None:
+    def post(self, unit: Unit, serializer: Serializer) -> bool:
         serializer.dumps(unit.payload())
-        self.units.append(unit)
+        if not self.in_a_call:
+            self.units.append(unit)
+        return not self.in_a_call
 
     def take_back(self, most: int) -> list[Unit]:
         keep = max(1, len(self.units) - most)
@@ -148,6 +151,18 @@ def test_units_that_cannot_be_sent_fail_and_others_take_their_place() -> None:
     assert a.units == [good]
     assert [unit for unit, _ in failed] == [bad, unpicklable]
     assert str(failed[0][1]) == "the iterator's"
+
+
+def test_a_worker_that_a_call_has_since_it_was_looked_at() -> None:
+    """The unit stays the first that waits."""
+    backlog, _, _ = backlog_of(3, 1000)
+    a, b = FakeSlot(), FakeSlot()
+    a.in_a_call = True
+    assign(backlog, a, b)
+    assert (a.indexes, b.indexes, len(backlog)) == ([], [0, 1], 1)
+    a.in_a_call = False
+    assign(backlog, a)
+    assert (a.indexes, len(backlog)) == ([2], 0)
 
 
 def test_what_is_put_back_comes_first_and_in_order() -> None:

@@ -11,7 +11,7 @@ import socket
 import struct
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -21,6 +21,7 @@ import pytest
 from pooltrace.pool import _channel
 from pooltrace.pool._channel import Answer, Frame, ParentEnd, WorkerEnd
 from pooltrace.pool.descriptors import shared_memory
+from pooltrace.tracer.gate import Gate
 
 NEVER = 10**15  # ns
 
@@ -441,15 +442,18 @@ def test_how_long_a_unit_took_is_told(channel: Channel) -> None:
     ],
 )
 def test_a_frame_that_makes_no_sense(channel: Channel, head: bytes) -> None:
+    """Nor does anything after it: whoever asks again is told again."""
     channel.post("unit")
     channel.theirs.send(head)
-    with pytest.raises(OSError, match="Protocol error"):
-        channel.receive()
+    for _ in range(2):
+        with pytest.raises(OSError, match="Protocol error"):
+            channel.receive()
+        channel.theirs.send(bytes(100))
     assert channel.parent.units() == ["unit"]
 
 
 RESULTS = 2048 + 3 * 64  # where they begin in the page
-HEAD = 2048 + 8
+PASSED, HEAD = 2048, 2048 + 8
 
 
 @pytest.mark.parametrize(
@@ -469,6 +473,15 @@ def test_a_page_that_makes_no_sense(channel: Channel, head: int, record: bytes) 
     channel.post("unit")
     channel.page[HEAD : HEAD + 8] = struct.pack("=Q", head)
     channel.page[RESULTS : RESULTS + len(record)] = record
+    with pytest.raises(OSError, match="Protocol error"):
+        channel.receive()
+    assert channel.parent.units() == ["unit"]
+
+
+def test_a_page_that_tells_of_more_units_than_were_sent(channel: Channel) -> None:
+    """It would never have room again."""
+    channel.post("unit")
+    channel.page[PASSED : PASSED + 8] = struct.pack("=Q", 2)
     with pytest.raises(OSError, match="Protocol error"):
         channel.receive()
     assert channel.parent.units() == ["unit"]
@@ -509,6 +522,213 @@ def test_misuse_is_told() -> None:
             call()
     channel.parent.close()
     channel.worker.close()
+
+
+# -- calls
+
+
+class Gated(Gate):
+    """What is done while a call has the end, before its unit is sent."""
+
+    def __init__(self, action: Callable[[], object] = lambda: None) -> None:
+        super().__init__()
+        self._action = action
+
+    def __enter__(self) -> None:
+        self._action()
+
+
+class Caller:
+    """What a call needs: a gate, something that tells of the worker's death, and something that is woken."""
+
+    def __init__(self, channel: Channel) -> None:
+        self.channel = channel
+        self.dead, self.die = os.pipe()
+        self.woken, self.waker = socket.socketpair()
+        self.woken.setblocking(False)
+        channel.parent.watch(self.dead)
+
+    def call(self, unit: object, payload: bytes = b"", gate: Gate | None = None, **more: Any) -> Any:
+        parts = (_channel.APPLY, 0, 5, 77, 9, b"", payload, more.get("buffers", []))
+        return self.channel.parent.call(unit, *parts, gate or Gated(), self.waker.fileno())
+
+    def was_woken(self) -> bool:
+        try:
+            return len(self.woken.recv(100)) > 0
+        except BlockingIOError:
+            return False
+
+    def close(self) -> None:
+        for fd in (self.dead, self.die):
+            os.close(fd)
+        self.woken.close()
+        self.waker.close()
+
+
+class Sent:
+    sent = False
+
+
+@pytest.fixture
+def caller(channel: Channel) -> Iterator[Caller]:
+    made = Caller(channel)
+    yield made
+    made.close()
+
+
+def test_a_call_brings_its_answer(channel: Channel, caller: Caller) -> None:
+    for count in (0, 10, 5000, 3_000_000):
+        data, unit = os.urandom(count), Sent()
+        with ThreadPoolExecutor(1) as thread:
+            call = thread.submit(caller.call, unit, data, buffers=[memoryview(data)])
+            frame = channel.take()
+            assert (frame.kind, frame.unit, frame.claimed, bytes(frame.payload or b"")) == (
+                _channel.APPLY,
+                77,
+                True,
+                data,
+            )
+            channel.worker.answer(0, frame.payload or b"", [memoryview(one) for one in frame.buffers])
+            channel.worker.ring()
+            answer = call.result()
+        assert (answer.unit, bytes(answer.payload)) == (unit, data)
+        assert [bytes(one) for one in answer.buffers] == [data]
+        assert unit.sent
+    parent = channel.parent
+    assert (parent.assigned, parent.answers, parent.inflight, parent.waiting) == (4, 4, 0, 0)
+    assert parent.idle
+    assert not caller.was_woken()
+
+
+def test_only_an_idle_end_is_lent(channel: Channel, caller: Caller) -> None:
+    parent = channel.parent
+    assert parent.idle
+    channel.post("other")
+    assert caller.call(Sent()) is False
+    channel.send()
+    channel.run(1)
+    channel.receive()
+    assert parent.idle
+    parent.stop()
+    assert caller.call(Sent()) is False  # something is to be sent
+    channel.send()
+    assert parent.idle
+    parent.watch(-1)
+    assert caller.call(Sent()) is False  # nobody would see a death
+    parent.watch(caller.dead)
+    assert parent.retire()
+    assert caller.call(Sent()) is False
+    parent.close()
+    assert caller.call(Sent()) is False
+    assert not caller.was_woken()
+
+
+def test_an_end_that_is_lent_is_let_alone(channel: Channel, caller: Caller) -> None:
+    """Whoever wants it is woken when it is back."""
+    parent, unit = channel.parent, Sent()
+
+    def meanwhile() -> None:
+        with pytest.raises(BlockingIOError):
+            channel.post("other")
+        assert caller.call(Sent()) is False
+        assert (parent.inflight, parent.idle, parent.take_back(5)) == (0, False, [])
+        assert parent.flush()
+        assert channel.receive() == []
+        parent.drop_unsent()
+        with pytest.raises(RuntimeError, match="in use"):
+            parent.close()
+        assert parent.lent
+
+    def run() -> None:
+        channel.run(1)
+        channel.worker.ring()
+
+    with ThreadPoolExecutor(1) as thread:
+        done = thread.submit(run)
+        answer = caller.call(unit, gate=Gated(meanwhile))
+        done.result()
+    assert answer.unit is unit
+    assert not parent.lent
+    assert caller.was_woken()
+
+
+@pytest.mark.parametrize("begun", [True, False])
+@pytest.mark.parametrize("how", ["died", "closed", "nonsense"])
+def test_a_call_whose_worker_brings_nothing_leaves_its_unit_in_flight(
+    how: str, begun: bool, channel: Channel, caller: Caller
+) -> None:
+    unit = Sent()
+
+    def end() -> None:
+        if begun:
+            assert channel.take().claimed
+        if how == "died":
+            os.write(caller.die, b".")
+        elif how == "closed":
+            channel.theirs.shutdown(socket.SHUT_RDWR)
+        else:
+            channel.theirs.send(struct.pack("=BBHI6Q", 18, 0, 0, 0, 0, 0, 0, 0, 5, 4))
+
+    with ThreadPoolExecutor(1) as thread:
+        done = thread.submit(end)
+        assert caller.call(unit) is None
+        done.result()
+    assert (channel.parent.lent, channel.parent.units(), unit.sent) == (False, [unit], True)
+    assert channel.parent.unanswered() == (([unit], []) if begun else ([], [unit]))
+    assert caller.was_woken()
+    if how == "nonsense":
+        with pytest.raises(OSError, match="Protocol error"):
+            channel.receive()
+
+
+def test_a_call_whose_worker_reads_no_more(channel: Channel, caller: Caller) -> None:
+    """That it cannot be sent to is seen again by who sends next."""
+    unit = Sent()
+    assert caller.call(unit, gate=Gated(lambda: channel.theirs.close())) is None
+    assert channel.parent.units() == [unit]
+    assert caller.was_woken()
+    with pytest.raises(BrokenPipeError):
+        channel.parent.flush()
+
+
+def test_a_gate_that_raises(channel: Channel, caller: Caller) -> None:
+    """On the way in nothing was sent; on the way out the unit is on its way."""
+
+    class Shut(Gated):
+        def __exit__(self, *_: object) -> None:
+            raise Interrupted
+
+    def refuse() -> None:
+        raise Interrupted
+
+    unit = Sent()
+    with pytest.raises(Interrupted):
+        caller.call(unit, gate=Gated(refuse))
+    assert (unit.sent, channel.parent.idle, caller.was_woken()) == (False, True, False)
+    with pytest.raises(ValueError, match="list of buffers"):
+        caller.call(unit, buffers=())
+    assert (unit.sent, channel.parent.idle, caller.was_woken()) == (False, True, False)
+    with pytest.raises(Interrupted):
+        caller.call(unit, gate=Shut())
+    assert (unit.sent, channel.parent.units(), caller.was_woken()) == (True, [unit], True)
+    channel.run(1)
+    assert [answer.unit for answer in channel.receive()] == [unit]
+
+
+def test_a_handler_that_raises_amid_a_call(channel: Channel, caller: Caller, handled: threading.Event) -> None:
+    """The end is back before the handler runs."""
+    unit = Sent()
+    with ThreadPoolExecutor(1) as thread:
+        taken = thread.submit(channel.take)
+        done = thread.submit(interrupt, handled)
+        with pytest.raises(Interrupted):
+            caller.call(unit)
+        done.result()
+    assert taken.result().claimed
+    assert (channel.parent.lent, channel.parent.units()) == (False, [unit])
+    assert caller.was_woken()
+    channel.worker.answer(0, b"", [])
+    assert [answer.unit for answer in channel.receive()] == [unit]
 
 
 class Interrupted(Exception):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import os
 import signal
 import sys
@@ -16,10 +17,12 @@ import numpy
 import pytest
 from faults import (
     METHODS,
+    Fifos,
     KillsReader,
     NotPicklable,
     NotUnpicklable,
     add,
+    add_size,
     dying_initializer,
     failing_initializer,
     getpid,
@@ -28,6 +31,7 @@ from faults import (
     make_lambda,
     make_not_picklable,
     make_not_unpicklable,
+    run_short,
     size,
     square,
     unless_three,
@@ -232,6 +236,33 @@ def test_large_things_cross(method: str) -> None:
         array = numpy.arange(8 << 20)
         back = pool.map(identity, [array, array], 1)
         assert all(bool((one == array).all()) and one.flags.writeable for one in back)
+
+
+def test_a_worker_without_memory_for_a_function_is_not_asked_again(method: str) -> None:
+    """The unit fails that came with it; those behind it go to a worker that has the function sent anew."""
+    with StdPool(1, context=context(StdPool, method)) as pool:
+        short = pool.apply(getpid)
+        pool.apply(run_short, (32 << 20,))
+        heavy = functools.partial(add_size, bytes(100 << 20))
+        results = pool.imap(heavy, range(3))
+        with pytest.raises(MemoryError):
+            next(results)
+        assert list(results) == [(100 << 20) + 1, (100 << 20) + 2]
+        assert pool.apply(getpid) != short
+
+
+def test_a_worker_whose_window_is_full_is_given_no_more(fifos: Fifos) -> None:
+    """While it is in a long unit, more are sent to it and taken back than there are places on the way."""
+    with StdPool(2) as pool:
+        long = pool.apply_async(jobs.wait_between, fifos.names())
+        fifos.wait()
+        ends = [slot.end for slot in pool._engine._slots if slot.end is not None]
+        while all(end.room for end in ends):
+            assert pool.map(square, range(50), 1) == [x * x for x in range(50)]
+        assert pool.map(square, range(500), 1) == [x * x for x in range(500)]
+        fifos.open()
+        assert long.get() is None
+        assert pool.map(square, range(500), 1) == [x * x for x in range(500)]
 
 
 def test_worker_killed_while_it_sends() -> None:

@@ -10,11 +10,11 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.context import ForkProcess
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jobs
 import pytest
-from faults import LIMIT, square
+from faults import LIMIT, Fifos, square
 from test_truth import pool_of
 
 import pooltrace
@@ -24,30 +24,6 @@ from pooltrace.tracer.gate import Gate
 
 Judge = Callable[[str | os.PathLike[str]], order.Summary]
 START_UP = "pooltrace.pool.worker.main"
-
-
-class Fifos(NamedTuple):
-    """Two FIFOs: what passes says that it is there, and waits until it may go on."""
-
-    begun: Path
-    go: Path
-
-    def names(self) -> tuple[str, str]:
-        return str(self.begun), str(self.go)
-
-    def wait(self) -> None:
-        self.begun.read_bytes()
-
-    def open(self) -> None:
-        self.go.write_bytes(b"")
-
-
-@pytest.fixture
-def fifos(tmp_path: Path) -> Fifos:
-    made = Fifos(tmp_path / "begun", tmp_path / "go")
-    for path in made:
-        os.mkfifo(path)
-    return made
 
 
 class Nowhere:

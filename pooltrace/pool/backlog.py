@@ -98,12 +98,15 @@ class Backlog:
                 self._fail(unit, unit.error)
                 continue
             try:
-                slot.post(unit, self._serializer)
+                posted = slot.post(unit, self._serializer)
             except BaseException as error:
                 self._fail(unit, error)
                 unit.cancel()
-            else:
-                given += 1
+                continue
+            if not posted:
+                self.put_back([unit])
+                break
+            given += 1
         return given
 
     def _drop(self, row: Waiting) -> None:

@@ -37,7 +37,6 @@ from pooltrace.errors import InternalError, MisuseError, PoolBrokenError, PoolTe
 from pooltrace.pool import _channel, descriptors, intake
 from pooltrace.pool._channel import Answer
 from pooltrace.pool.backlog import Backlog
-from pooltrace.pool.borrow import Borrowed, Lending
 from pooltrace.pool.jobs import Job, Outcome, Unit, Waiting
 from pooltrace.pool.serialize import Serializer, main_is_importable
 from pooltrace.pool.slots import GIVE_UP, GRACE, LOOK, MOST_DEATHS, Plan, Process, Slot, launch_all
@@ -62,7 +61,7 @@ class Engine:
         self.thread = threading.Thread(target=self._run, name="pooltrace dispatcher", daemon=True)
         self.serializer = Serializer(plan.family, plan.start_method == "fork" or main_is_importable())
         self._backlog = Backlog(self.serializer, self._fail)
-        self.lending = Lending(self._came_back)
+        self.calls = False  # any thread: `apply` was called; from then on idle channels are not listened to
         self._look_at = 0.0  # when to look next at those that may hold results back (time.monotonic)
         self._asleep = False  # dispatcher: `wake` has to write
         self._poked = False  # any thread: look again before you sleep
@@ -123,16 +122,19 @@ class Engine:
         """Units that wait in the parent."""
         return sum(row.left for row in list(self.inbox)) + len(self._backlog)
 
-    def borrow(self) -> Borrowed | None:
-        """A worker for the calling thread, if there is one with nothing to do and nothing that waits for it."""
+    def idle_slot(self) -> Slot | None:
+        """A worker with nothing to do, for a call of the calling thread, if nothing waits for one."""
         busy = self.inbox or len(self._backlog) or threading.current_thread() is self.thread
         if busy or self.state != RUN or self.fault is not None or os.getpid() != self.pid:
             return None
-        return self.lending.borrow(self._slots)
+        if not self.calls:
+            self.calls = True
+            return None
+        return next((slot for slot in self._slots if slot.is_idle()), None)
 
-    def _came_back(self) -> None:
-        if self.inbox or len(self._backlog) or self.lending.returned or self.state != RUN:
-            self.wake()
+    def waker(self) -> int:
+        """A descriptor: a byte to it is as good as `wake`."""
+        return self._waker.fileno()
 
     def wake(self) -> None:
         """After any change that the dispatcher has to see."""
@@ -154,7 +156,6 @@ class Engine:
         if os.getpid() != self.pid:
             return
         self.state = TERMINATE
-        self.lending.recall()
         self.wake()
         if threading.current_thread() is not self.thread:
             self.finished.wait(PARTING + GRACE + GIVE_UP + 2.0)
@@ -193,12 +194,10 @@ class Engine:
         return all(slot.process is None for slot in self._slots)
 
     def _stop_workers(self) -> None:
-        """Asks all of them to end; one that is lent is in nobody's hands until its unit is done, or it is killed."""
-        with self.lending.lock:
-            for slot in self._slots:
-                if slot.process is not None and not slot.lent:
-                    slot.stop()
-                    self._flush(slot)
+        for slot in self._slots:
+            if slot.process is not None:
+                slot.stop()
+                self._flush(slot)
 
     def _wait(self) -> list[tuple[selectors.SelectorKey, int]]:
         """Waits for something to do. Whoever changes something after the check of _poked sees that we sleep."""
@@ -233,11 +232,13 @@ class Engine:
         traced = emit.enabled() and (emit.enter() or True)
         received: list[tuple[Slot, list[Answer]]] = []
         dead: list[Slot] = []
+        woken = False
         if traced:
             emit.region_begin(emit.PHASE, 0, "receive", None)
         for key, mask in events:
             if key.data is None:
                 self._drain_waker()
+                woken = True
             elif key.fileobj is not key.data.channel:
                 dead.append(key.data)
             else:
@@ -256,12 +257,12 @@ class Engine:
         received.clear()
         for slot in dead:
             self._died(slot)
-        self._take_returned()
+        if woken and self.calls:
+            self._take_over()
         self._backlog.take_in(self.inbox)
         if self.fault is not None:
             self._cancel_all()  # who put them there has seen the fault, too, and told its job
-        with self.lending.lock:
-            self._assign(traced)
+        self._assign(traced)
         self._fill()
         if traced:
             emit.leave()
@@ -272,11 +273,11 @@ class Engine:
 
     def _listen(self, slot: Slot) -> None:
         """To what the slot's channel can tell: that something came, and that it takes more while something waits for
-        that. A worker with nothing to do has nothing to say, and may be lent."""
+        that. A worker with nothing to do has nothing to say, and a call may have it."""
         end = slot.end
         mask = 0
-        if end is not None and not end.ended:
-            silent = self.lending.asked and slot.ready and not slot.inflight and end.room > 0
+        if end is not None and not end.ended and not end.lent:
+            silent = self.calls and slot.ready and not slot.inflight and end.room > 0
             mask = (0 if silent else selectors.EVENT_READ) | (selectors.EVENT_WRITE if slot.writing else 0)
         if mask == slot.listening:
             return
@@ -335,7 +336,7 @@ class Engine:
             emit.region_begin(emit.PHASE, 0, "write", None)
         for slot in touched:
             self._flush(slot)
-        if self.lending.asked:
+        if self.calls:
             for slot in self._slots:
                 if slot.listening and not slot.inflight:
                     self._listen(slot)
@@ -358,12 +359,11 @@ class Engine:
         self._listen(slot)
         self._selector.register(slot.watch(), selectors.EVENT_READ, slot)
 
-    def _take_returned(self) -> None:
-        """Slots that were lent, and came back with something to be done."""
-        while self.lending.returned:
-            slot = self.lending.returned.popleft()
-            if slot.process is None:
-                continue  # it has died, and was buried, since
+    def _take_over(self) -> None:
+        """From calls that are over: their workers, dead ones, and those that still have their unit."""
+        for slot in self._slots:
+            if slot.end is None or slot.listening or slot.end.lent:
+                continue
             if slot.died_lent:
                 slot.died_lent = False
                 self._selector.register(slot.pidfd, selectors.EVENT_READ, slot)
@@ -374,19 +374,17 @@ class Engine:
         process = slot.process
         if process is None:
             return
-        with self.lending.lock:
-            if slot.lent:  # whoever has it sees that, too, and gives it back
-                slot.died_lent = True
-                self._selector.unregister(slot.pidfd)
-                return
+        if slot.end is not None and not slot.end.retire():  # the call that has it sees that, too, and gives it back
+            slot.died_lent = True
+            self._selector.unregister(slot.pidfd)
+            return
         self._answer(slot, slot.receive_rest(), False)
         if slot.listening:
             self._selector.unregister(slot.channel)
             slot.listening = 0
         self._selector.unregister(slot.pidfd if slot.pidfd >= 0 else process.sentinel)
         begun, waiting = slot.unanswered()
-        served = slot.plan.max_tasks is not None and slot.answered >= slot.plan.max_tasks
-        expected = slot.stopping or served or self.state == TERMINATE
+        expected = slot.stopping or slot.has_served() or self.state == TERMINATE
         ready, start_error = slot.ready, slot.start_error
         how = slot.how_it_ended()
         if waiting and not begun:
@@ -460,6 +458,8 @@ class Engine:
         for slot in self._slots:
             if slot.process is not None:
                 print(f"pooltrace: worker pid {slot.process.pid} does not die", file=sys.stderr)
+                if slot.end is not None:
+                    slot.end.watch(-1)
             slot.free()
         descriptors.disown(self._selector, self._waker, self._woken, self._lifeline, self._lifeline_read)
         arena.release()
@@ -481,7 +481,6 @@ class Engine:
     def _await_deaths(self, seconds: float, slots: list[Slot]) -> None:
         deadline = time.monotonic() + seconds
         while any(slot.process is not None for slot in slots):
-            self._take_returned()
             left = deadline - time.monotonic()
             if left <= 0:
                 return
@@ -489,9 +488,10 @@ class Engine:
             for key, _ in self._selector.select(left):
                 if key.data is None:
                     self._drain_waker()
+                    self._take_over()
                 elif key.fileobj is not key.data.channel:
                     dead.append(key.data)
-                else:
+                elif key.data.listening:
                     self._selector.unregister(key.data.channel)
                     key.data.listening = 0
             for slot in dead:  # only now: burying closes the channel, whose event may be in the same batch

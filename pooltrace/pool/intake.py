@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pooltrace.errors import MisuseError
 from pooltrace.pool import _channel, jobs
@@ -23,8 +23,8 @@ from pooltrace.pool.waits import Condition, Event
 from pooltrace.tracer import emit
 
 if TYPE_CHECKING:
-    from pooltrace.pool.borrow import Borrowed
     from pooltrace.pool.engine import Engine
+    from pooltrace.pool.slots import Slot
 
 SetLength = Callable[[int], None]
 
@@ -109,12 +109,13 @@ def _report(error: BaseException) -> None:
             pass  # not even standard error is there
 
 
-def outcome(family: str, answer: Answer) -> Outcome:
-    """What an answer says of its unit; one that cannot be unpickled is an error of that unit."""
+def outcome(family: str, answer: Answer, kind: type[BaseException] = BaseException) -> Outcome:
+    """What an answer says of its unit; one that cannot be unpickled is an error of that unit. What is raised then and
+    is not of that kind is raised here: by a signal's handler, say."""
     success = not answer.flags & _channel.FAILED
     try:
         return success, Serializer.loads(answer.payload, answer.buffers)
-    except BaseException as error:
+    except kind as error:
         unit = answer.unit
         what = "result" if success else "exception"
         size = len(answer.payload or b"") + sum(len(buffer) for buffer in answer.buffers)
@@ -180,10 +181,13 @@ class Direct:
         self._engine = engine
         self._event: Event | None = None  # made when somebody else has to bring it
         self._outcome: Outcome | None = None
-        dict.__setitem__(engine.cache, self._job, self)
+
+    def register(self) -> None:
+        """From here on it waits for an answer."""
+        dict.__setitem__(self._engine.cache, self._job, self)
 
     def _set(self, i: int, outcome: Outcome) -> None:
-        self._outcome = outcome
+        self._outcome = self._outcome or outcome
         del self._engine.cache[self._job]
         if self._event is not None:
             self._event.set()
@@ -227,22 +231,36 @@ class TaskQueue:
         if set_length is not None:
             raise MisuseError("this kind of task list is not known")
 
-    def apply(self, borrowed: Borrowed, function: object, args: Any, kwds: Any) -> Direct:
-        """One unit, by the calling thread itself."""
-        result = Direct(self._engine)
+    def apply(self, slot: Slot, function: object, args: Any, kwds: Any) -> Direct:
+        """One unit, sent to that worker, and its answer awaited, by the calling thread itself; by the dispatcher if
+        the worker is not idle any more, or cannot bring the answer.
+
+        Whatever is raised here (Ctrl-C at any point), nothing waits for the result afterwards.
+        """
+        engine = self._engine
+        result = Direct(engine)
         unit: Unit | None = None
         try:
+            result.register()
             job = self._begin(result._job, _channel.APPLY, function, "apply", single=True)
             unit = Unit(job, 0, (args, kwds), emit.new_g())
             stack = _callers_stack()
             if stack is not None:
                 unit.submit(stack)
-            borrowed.run(unit, result, self._engine.serializer, stack)
-        except BaseException as error:  # Ctrl-C
-            if borrowed.is_ours:  # nobody would bring the result
-                if unit is not None:
-                    unit.cancel()
-                abort(result, self._engine.cache, error, False)
+            answer = _call(slot, unit, engine, stack)
+            if answer is False:
+                unit.sent = True  # by others
+                engine.inbox.append(unit)
+                engine.wake()
+            elif answer is not None and answer.unit is unit:
+                slot.answered_all([answer])
+                result._set(0, outcome(engine.serializer.family, answer, Exception))
+            if engine.fault is not None:
+                self._fail_late(job)
+        except BaseException as error:
+            if unit is not None and not unit.sent:
+                unit.cancel()
+            abort(result, engine.cache, error, False)
             raise
         return result
 
@@ -280,10 +298,16 @@ class TaskQueue:
             engine.inbox.extend(units)
             engine.wake()
         if engine.fault is not None:
-            engine.cancel_inbox()
-            result = engine.cache.get(job.id)
-            if result is not None:
-                abort(result, engine.cache, engine.fault, True)
+            self._fail_late(job)
+
+    def _fail_late(self, job: Job) -> None:
+        """No job can succeed any more, and those that waited have been told."""
+        engine = self._engine
+        assert engine.fault is not None
+        engine.cancel_inbox()
+        result = engine.cache.get(job.id)
+        if result is not None:
+            abort(result, engine.cache, engine.fault, True)
 
     def _map(self, tasks: Tasks) -> None:
         result = self._engine.cache.get(tasks.job_id)
@@ -365,6 +389,15 @@ class TaskQueue:
         job.fed_bytes += unit.size
         self._submit(job, [unit], (stack or emit.stack(0)) if emit.enabled() else None)
         emit.leave()
+
+
+def _call(slot: Slot, unit: Unit, engine: Engine, stack: emit.Stack | None) -> Answer | Literal[False] | None:
+    """See Slot.call. `stack`: who waits for it, if that is to be seen."""
+    ticket = emit.go_block("waiting for a result", stack) if stack is not None else None
+    try:
+        return slot.call(unit, engine.serializer, engine.waker())
+    finally:
+        emit.go_resume(ticket)
 
 
 _OURS = (

@@ -135,7 +135,7 @@ class Unit:
         "index",
         "job",
         "packed",
-        "sent_bytes",
+        "sent",
         "size",
         "span",
         "weight",
@@ -151,7 +151,7 @@ class Unit:
         self.span = span
         self.packed: Pickled | None = None  # what it applies the function to, pickled beforehand
         self.size = 0  # bytes of that
-        self.sent_bytes = 0  # bytes of its frame
+        self.sent = False  # a call has posted it
         self.error: BaseException | None = None  # known before it runs: the user's iterator raised it
         self.weight = 1  # how many units of the result an error stands for
         self.deaths = 0  # of workers that were about to begin it

@@ -161,15 +161,13 @@ class Face:
     # -- the calls that the trace shows as a whole, rather than as a submission and a wait
 
     def apply(self, func: Callable[..., Any], args: Iterable[Any] = (), kwds: Mapping[str, Any] = {}) -> Any:
-        """One unit, of an idle worker that this thread borrows, if there is one."""
+        """One unit; if a worker is idle, this thread sends it and awaits the answer, without the dispatcher."""
         with _traced():
             self._check_running()  # type: ignore[attr-defined]
-            borrowed = self._engine.borrow() if type(self).apply_async is Face.apply_async else None
-            if borrowed is None:
+            slot = self._engine.idle_slot() if type(self).apply_async is Face.apply_async else None
+            if slot is None:
                 return super().apply(func, args, kwds)  # type: ignore[misc]
-            with borrowed:
-                result = self._taskqueue.apply(borrowed, func, args, kwds)
-            return result.get()
+            return self._taskqueue.apply(slot, func, args, kwds).get()
 
     def apply_async(
         self,

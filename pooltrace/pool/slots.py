@@ -7,12 +7,11 @@ and processes; which unit goes where is the engine's business.
 from __future__ import annotations
 
 import os
-import select
 import signal
 import socket
 import threading
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from pooltrace.errors import WorkerLostError, describe_exit
 from pooltrace.pool import _channel, descriptors, worker
@@ -85,7 +84,8 @@ class Slot:
         self.last: tuple[int, Job] | None = None  # the unit that was answered last
         self.end: _channel.ParentEnd | None = None  # of its channel: what is sent and not answered
         self.retry_at = 0.0  # not to be filled before (time.monotonic)
-        self.lent = False
+        self.pidfd = -1
+        self.ready = False
         self._forget = session.describe_units(self._units)
 
     def free(self) -> None:
@@ -119,20 +119,15 @@ class Slot:
                 raise
             finally:
                 descriptors.disown(child, self.page)
-        self.end = end
-        self.waiting_bytes = 0  # of the units in flight
-        self.assigned = self.answered = 0
         self.ready = self.stopping = self.writing = False
-        self.listening = 0  # mask with which the channel is registered; the engine's
-        self.lent = self.died_lent = False  # to a caller of apply, under the lock of borrow.Lending; dead meanwhile
-        self.poll: select.poll | None = None  # for who borrows it
+        self.died_lent = False  # while a call had it
         self.listening = 0  # what the engine's selector looks for in the channel
         self.restless = False  # it may have results that it has not told of,
         self.passed = 0  # or has begun units since the last look
         self.start_error: BaseException | None = None
         self._known = worker.Functions()  # jobs whose function the worker keeps
-        self.pidfd = -1
         self.process = process
+        self.end = end
         return process
 
     def _start(self, child: socket.socket) -> Process:
@@ -199,6 +194,8 @@ class Slot:
             self.pidfd = os.pidfd_open(pid)
         except (AttributeError, OSError):
             return self.process.sentinel
+        if self.end is not None:
+            self.end.watch(self.pidfd)
         return self.pidfd
 
     def how_it_ended(self) -> str:
@@ -226,12 +223,14 @@ class Slot:
         """The worker is dead, its channel was read to the end: gives back all that was its. `text`: how it was lost;
         `begun`: the unit that it had claimed."""
         self.trace.gone(text, (begun.g, begun.generation, begun.job.start) if begun else None)
-        descriptors.disown(self.channel)
-        if self.pidfd >= 0:
-            os.close(self.pidfd)
+        self.ready = False
         end, self.end = self.end, None
         if end is not None:
             end.close()
+        descriptors.disown(self.channel)
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+            self.pidfd = -1
         self.process = None
 
     def exit_status(self) -> int | None:
@@ -248,42 +247,69 @@ class Slot:
     def is_open(self) -> bool:
         """It may be sent units now."""
         end = self.end
-        usable = end is not None and self.ready and not self.stopping and not self.lent
-        return usable and end is not None and not end.ended and self._left() > 0 and end.room > 0
+        usable = end is not None and self.ready and not self.stopping and not end.ended and not end.lent
+        return usable and end is not None and self._left(end) > 0 and end.room > 0
 
-    def _left(self) -> int:
+    def is_idle(self) -> bool:
+        """A call of any thread may have it, which nobody will notice: its channel is not listened to."""
+        end = self.end
+        usable = end is not None and self.ready and not self.stopping and not self.listening and end.idle
+        return usable and end is not None and self._left(end) > 0
+
+    def _left(self, end: _channel.ParentEnd) -> int:
         """How many units it may still be given in its life."""
         most = self.plan.max_tasks
-        return _channel.WINDOW if most is None else most - self.assigned
+        return _channel.WINDOW if most is None else most - end.assigned
+
+    def has_served(self) -> bool:
+        """It has done all that it may do in its life."""
+        most = self.plan.max_tasks
+        return most is not None and self.end is not None and self.end.answers >= most
 
     def wants(self, job: Job) -> int:
         """How many units of that job it may be given, as far as it is open."""
         end = self.end
         assert end is not None
         depth = DEPTH
-        if job.unit_ns and self.waiting_bytes < DEPTH_BYTES:
+        if job.unit_ns and end.waiting < DEPTH_BYTES:
             depth = max(DEPTH, DEPTH_NS // job.unit_ns)
-        return max(0, min(depth - end.inflight, end.room, self._left()))
+        return max(0, min(depth - end.inflight, end.room, self._left(end)))
 
     @property
     def inflight(self) -> int:
         """How many units it has."""
         return self.end.inflight if self.end is not None else 0
 
-    def post(self, unit: Unit, serializer: Serializer) -> None:
-        """Packs a unit's frame for this worker. Raises what pickling raises."""
+    def post(self, unit: Unit, serializer: Serializer) -> bool:
+        """Packs a unit's frame for this worker; False: a call has it now. Raises what pickling raises."""
         job, end = unit.job, self.end
         assert end is not None
         known = job.id in self._known
         blob = b"" if known else job.blob(serializer)
         payload, buffers = unit.packed or serializer.dumps(unit.payload())
         flags = 0 if known else _channel.FRESH | (_channel.ONCE if job.single else 0)
-        end.post(unit, job.kind, flags, unit.generation, unit.g, job.id, blob, payload, buffers)
+        try:
+            end.post(unit, job.kind, flags, unit.generation, unit.g, job.id, blob, payload, buffers)
+        except BlockingIOError:
+            return False
         if not known and not job.single:
             self._known.add(job.id, len(blob))
-        unit.sent_bytes = len(payload) + sum(buffer.nbytes for buffer in buffers) if buffers else len(payload)
-        self.waiting_bytes += unit.sent_bytes
-        self.assigned += 1
+        return True
+
+    def call(self, unit: Unit, serializer: Serializer, waker: int) -> Answer | Literal[False] | None:
+        """Sends the only unit of a job and waits for its answer, in the calling thread.
+
+        False: the worker is not idle any more. None: the dispatcher has to go on, and is told by a byte to `waker`.
+        Raises what pickling raises, and what a signal's handler does.
+        """
+        job, end = unit.job, self.end
+        blob = job.blob(serializer)
+        payload, buffers = unit.packed = serializer.dumps(unit.payload())
+        if end is None:
+            return False
+        flags = _channel.FRESH | _channel.ONCE
+        gate = session.begins
+        return end.call(unit, job.kind, flags, unit.generation, unit.g, job.id, blob, payload, buffers, gate, waker)
 
     def flush(self) -> bool:
         """Sends what it can; True when all is sent. A worker that cannot be sent to is left to its death, or killed."""
@@ -308,8 +334,6 @@ class Slot:
         """These units have their answers."""
         last = answers[-1].unit
         self.last = (last.g, last.job)
-        self.answered += len(answers)
-        self.waiting_bytes -= sum([answer.unit.sent_bytes for answer in answers])
         first = answers[0].unit.job
         if first is last.job and len(answers) > 1:  # and so, most likely, are those between
             first.took(sum([answer.ns for answer in answers]) // len(answers))
@@ -323,9 +347,6 @@ class Slot:
         if end is None or end.inflight < 2:
             return []
         units: list[Unit] = end.take_back(min(most, end.inflight - 1))
-        for unit in units:
-            self.waiting_bytes -= unit.sent_bytes
-        self.assigned -= len(units)
         units.reverse()
         return units
 

@@ -150,6 +150,7 @@ class _Worker:
         self._pool = importlib.import_module(setup.family + ".pool")
         self._functions: dict[int, _Function] = {}
         self._kept = Functions()
+        self._is_short = False  # it lacks a function which the parent counts on: it leaves, and another has it sent
         self._in_user_code = False  # an interrupt is the user's code's, not ours
 
     # -- start-up
@@ -196,7 +197,7 @@ class _Worker:
     def run(self) -> None:
         done = 0
         limit = self._setup.max_tasks
-        while limit is None or done < limit:
+        while (limit is None or done < limit) and not self._is_short:
             frame = self._next()
             if frame is None or frame.kind == _channel.STOP:
                 break
@@ -220,6 +221,9 @@ class _Worker:
         return frame
 
     def _remember(self, frame: Frame) -> _Function | None:
+        if frame.payload is None and frame.flags & _channel.FRESH:  # there was no memory, for the function neither
+            self._is_short = not frame.flags & _channel.ONCE
+            return None
         if frame.flags & _channel.ONCE:
             return _Function(frame.function)
         if frame.flags & _channel.FRESH:
@@ -269,7 +273,8 @@ class _Worker:
 
     def _call(self, frame: Frame, known: _Function | None) -> Any:
         if known is None:
-            raise InternalError("a unit came without its function")
+            lost = frame.payload is None
+            raise MemoryError("no memory for what was sent") if lost else InternalError("no function came with a unit")
         emit.region_begin(emit.PHASE, 0, "unpickle", None)
         try:
             self._in_user_code = True

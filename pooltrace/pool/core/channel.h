@@ -6,7 +6,7 @@
  *   worker.c   the worker's end: claims units, answers them
  *
  * Nothing here knows jobs, pickles or tracing, and nothing decides which unit goes where.  All with the GIL, except
- * where a function says that it waits.  Each end belongs to one thread at a time.
+ * where a function says that it waits.  A worker's end belongs to one thread at a time; who has the parent's is there.
  */
 #ifndef POOLTRACE_CHANNEL_H
 #define POOLTRACE_CHANNEL_H

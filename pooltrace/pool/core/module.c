@@ -28,7 +28,7 @@ static PyStructSequence_Desc frame_desc = {"pooltrace.pool._channel.Frame", "Wha
 static struct PyModuleDef module = {
     PyModuleDef_HEAD_INIT,
     .m_name = "pooltrace.pool._channel",
-    .m_doc = "The channel between the parent and one worker: frames, claims and results. Each end is of one thread at a time.",
+    .m_doc = "The channel between the parent and one worker: frames, claims and results. See core/channel.h.",
     .m_size = -1,
 };
 

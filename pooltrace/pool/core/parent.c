@@ -1,7 +1,15 @@
-/* The parent's end of a channel: units that are on their way to one worker, and the answers that come back. */
+/* The parent's end of a channel: units that are on their way to one worker, and the answers that come back.
+ *
+ * It is the dispatcher's, but for calls: `call` sends one unit and waits for its answer in the calling thread, and has
+ * the end meanwhile (`lent`).  That begins and ends inside one function, by which the GIL is held when it changes: no
+ * signal's handler, no exception in a thread can leave it lent.  The dispatcher's own calls do nothing to an end that is
+ * lent; it says that it wants it, and is woken when it is back.
+ */
 #include "channel.h"
 
 #include <errno.h>
+#include <poll.h>
+#include <sys/socket.h>
 
 #define ROUNDS 32 /* receive calls at a time: the other workers have a turn, too */
 
@@ -14,8 +22,16 @@ typedef struct {
     uint64_t tail;           /* bytes of results that were taken; the page's own is for the worker */
     PyObject *unit[WINDOW];  /* owned: units in flight, by number % WINDOW; NULL: answered or taken back */
     uint64_t seq[WINDOW];    /* their numbers */
+    uint64_t size[WINDOW];   /* bytes of their frames, */
+    uint64_t waiting;        /* and of all in flight */
     Py_ssize_t inflight;     /* how many there are */
+    uint64_t taken, answers; /* units that were taken back; that were answered */
+    int pidfd;               /* borrowed: readable when the worker is dead; -1: there is none */
     bool ended;              /* the worker has closed its end */
+    bool broken;             /* what it says makes no sense; nothing more is read */
+    bool lent;               /* a call has it */
+    bool wanted;             /* and somebody has asked for it */
+    bool retired;            /* it is lent no more */
 } parent_t;
 
 PyTypeObject *AnswerType;
@@ -33,6 +49,7 @@ static PyObject *parent_new(PyTypeObject *type, PyObject *args, PyObject *kwds) 
     parent_t *p = (parent_t *)type->tp_alloc(type, 0);
     if (!p) return NULL;
     p->out.fd = fd;
+    p->pidfd = -1;
     if (!receiver_init(&p->in, fd) || !(p->page = page_map(page_fd))) {
         Py_DECREF(p);
         return NULL;
@@ -45,6 +62,7 @@ static void drop(parent_t *p, uint64_t seq) {
     if (!unit) return;
     p->unit[seq % WINDOW] = NULL;
     p->inflight--;
+    p->waiting -= p->size[seq % WINDOW];
     Py_DECREF(unit);
 }
 
@@ -53,8 +71,22 @@ static int parent_clear(parent_t *p) {
     return 0;
 }
 
+/* Somebody else has it; he is told to say when it is back. */
+static bool is_lent(parent_t *p) {
+    p->wanted |= p->lent;
+    return p->lent;
+}
+
+static PyObject *parent_retire(parent_t *p, PyObject *unused) {
+    (void)unused;
+    p->retired = true;
+    return PyBool_FromLong(!is_lent(p));
+}
+
 static PyObject *parent_close(parent_t *p, PyObject *unused) {
     (void)unused;
+    p->retired = true;
+    if (p->lent) return PyErr_Format(PyExc_RuntimeError, "the channel is in use");
     page_unmap(p->page);
     p->page = NULL;
     sender_clear(&p->out);
@@ -84,37 +116,50 @@ static Py_ssize_t room(parent_t *p) {
     return (Py_ssize_t)n;
 }
 
-static PyObject *parent_post(parent_t *p, PyObject *const *args, Py_ssize_t n) {
-    if (n != 9) return PyErr_Format(PyExc_TypeError, "post() takes 9 arguments, not %zd", n);
+/* args as of post().  false with an exception set: it is not in flight. */
+static bool post(parent_t *p, PyObject *const *args) {
     struct frame_head head = {0};
     long kind = PyLong_AsLong(args[1]), flags = PyLong_AsLong(args[2]);
     head.generation = (uint32_t)PyLong_AsUnsignedLong(args[3]);
     head.unit = PyLong_AsUnsignedLongLong(args[4]);
     head.job = PyLong_AsUnsignedLongLong(args[5]);
-    if (PyErr_Occurred() || !is_open(p)) return NULL;
+    if (PyErr_Occurred() || !is_open(p)) return false;
     if (!PyList_Check(args[8]) || kind < FRAME_APPLY || kind > FRAME_STARMAP || flags & ~0xff) {
-        PyErr_SetString(PyExc_ValueError, "post() takes a kind of unit, its flags, and a list of buffers");
-        return NULL;
+        PyErr_SetString(PyExc_ValueError, "a frame has a kind of unit, flags, and a list of buffers");
+        return false;
     }
     if (room(p) == 0) {
         PyErr_SetString(PyExc_BlockingIOError, "as many units are on their way as can be");
-        return NULL;
+        return false;
     }
     head.kind = (uint8_t)kind;
     head.flags = (uint8_t)flags;
     head.seq = p->next;
-    if (!sender_add(&p->out, &head, args[6], args[7], args[8])) return NULL;
+    if (!sender_add(&p->out, &head, args[6], args[7], args[8])) return false;
     uint64_t at = p->next % WINDOW;
     p->unit[at] = Py_NewRef(args[0]);
     p->seq[at] = p->next;
+    p->size[at] = head.total;
+    p->waiting += head.total;
     p->inflight++;
     claim_offer(p->page, p->next++);
+    return true;
+}
+
+static PyObject *parent_post(parent_t *p, PyObject *const *args, Py_ssize_t n) {
+    if (n != 9) return PyErr_Format(PyExc_TypeError, "post() takes 9 arguments, not %zd", n);
+    if (is_lent(p)) {
+        PyErr_SetString(PyExc_BlockingIOError, "a call has the worker");
+        return NULL;
+    }
+    if (!post(p, args)) return NULL;
     Py_RETURN_NONE;
 }
 
 static PyObject *parent_stop(parent_t *p, PyObject *unused) {
     (void)unused;
     struct frame_head head = {.kind = FRAME_STOP};
+    (void)is_lent(p); /* it is sent when it is back */
     if (!is_open(p) || !sender_add(&p->out, &head, NULL, NULL, NULL)) return NULL;
     Py_RETURN_NONE;
 }
@@ -122,13 +167,14 @@ static PyObject *parent_stop(parent_t *p, PyObject *unused) {
 static PyObject *parent_flush(parent_t *p, PyObject *unused) {
     (void)unused;
     if (!is_open(p)) return NULL;
+    if (is_lent(p)) Py_RETURN_TRUE;
     int all = sender_flush(&p->out, false);
     return all < 0 ? NULL : PyBool_FromLong(all);
 }
 
 static PyObject *parent_drop_unsent(parent_t *p, PyObject *unused) {
     (void)unused;
-    sender_clear(&p->out);
+    if (!is_lent(p)) sender_clear(&p->out);
     Py_RETURN_NONE;
 }
 
@@ -164,6 +210,7 @@ static int answered(parent_t *p, PyObject *list, uint64_t seq, int flags, uint64
         return nonsense();
     }
     if (append(list, FRAME_RESULT, flags, unit, ns, payload, buffers) < 0) return -1;
+    p->answers++;
     drop(p, seq);
     return 0;
 }
@@ -171,6 +218,7 @@ static int answered(parent_t *p, PyObject *list, uint64_t seq, int flags, uint64
 /* All results that are in the ring. */
 static int collect(parent_t *p, PyObject *list) {
     uint64_t head = bell_heard(p->page);
+    if (atomic_load_explicit(&p->page->passed, memory_order_acquire) > p->next) return nonsense(); /* more than were sent */
     struct record r;
     int some;
     while ((some = result_peek(p->page, p->tail, head, &r)) > 0) {
@@ -201,23 +249,29 @@ static int take(parent_t *p, PyObject *list) {
 /* Into the list; -1 with an exception, what could be had stays in the list. */
 static int receive(parent_t *p, PyObject *list, int rounds) {
     int failed = 0;
-    for (int i = 0; i != rounds && !p->ended && !failed; i++) {
+    for (int i = 0; i != rounds && !p->ended && !p->broken && !failed; i++) {
         int some = receiver_fill(&p->in, false);
         if (some == -2) break;
         if (some == 0) p->ended = true;
         failed = some < 0 || (some > 0 && take(p, list) < 0);
     }
-    if (!failed) return collect(p, list);
-    PyObject *type, *value, *traceback; /* results in the page count, whatever the frames are */
-    PyErr_Fetch(&type, &value, &traceback);
-    if (collect(p, list) < 0) PyErr_Clear();
-    PyErr_Restore(type, value, traceback);
-    return -1;
+    if (!failed) {
+        failed = collect(p, list) < 0;
+    } else { /* results in the page count, whatever the frames are */
+        PyObject *type, *value, *traceback;
+        PyErr_Fetch(&type, &value, &traceback);
+        if (collect(p, list) < 0) PyErr_Clear();
+        PyErr_Restore(type, value, traceback);
+    }
+    if (failed) p->broken |= PyErr_ExceptionMatches(PyExc_OSError);
+    else if (p->broken) return nonsense(); /* whoever asks */
+    return failed ? -1 : 0;
 }
 
 static PyObject *parent_receive(parent_t *p, PyObject *arg) {
     if (!is_open(p)) return NULL;
     if (!PyList_Check(arg)) return PyErr_Format(PyExc_TypeError, "receive() takes a list to append to");
+    if (p->lent) Py_RETURN_NONE;
     if (receive(p, arg, ROUNDS) < 0) return NULL;
     Py_RETURN_NONE;
 }
@@ -234,6 +288,7 @@ static PyObject *parent_take_back(parent_t *p, PyObject *arg) {
     Py_ssize_t most = PyLong_AsSsize_t(arg);
     if ((most == -1 && PyErr_Occurred()) || !is_open(p)) return NULL;
     PyObject *list = PyList_New(0);
+    if (is_lent(p)) return list;
     uint64_t last = p->next > WINDOW ? p->next - WINDOW : 0;
     for (uint64_t seq = p->next; list && seq-- > last && PyList_GET_SIZE(list) < most;) {
         PyObject *unit = p->unit[seq % WINDOW];
@@ -242,7 +297,10 @@ static PyObject *parent_take_back(parent_t *p, PyObject *arg) {
         else if (!claim_move(p->page, seq, CLAIM_TAKEN)) { /* it has begun, and all before it */
             if (PyList_SetSlice(list, PyList_GET_SIZE(list) - 1, PyList_GET_SIZE(list), NULL) < 0) Py_CLEAR(list);
             break;
-        } else drop(p, seq);
+        } else {
+            p->taken++;
+            drop(p, seq);
+        }
     }
     return list;
 }
@@ -273,6 +331,107 @@ static PyObject *parent_units(parent_t *p, PyObject *unused) {
     return list;
 }
 
+/* ---- a call ---- */
+static bool is_idle(parent_t *p) {
+    bool free = p->page && !p->lent && !p->retired && p->inflight == 0 && p->out.first == p->out.n;
+    return free && !p->ended && !p->broken && p->pidfd >= 0 && room(p) > 0;
+}
+
+/* What went wrong is the dispatcher's to see again; an exception of a signal's handler stays. */
+static int left_to_others(void) {
+    if (!PyErr_ExceptionMatches(PyExc_OSError) && !PyErr_ExceptionMatches(PyExc_MemoryError)) return -1;
+    PyErr_Clear();
+    return 0;
+}
+
+enum { ANSWERED = 1, LEFT = 0, RAISED = -1, SIGNALLED = -2 };
+
+static int await_answer(parent_t *p, PyObject *list, bool sent) {
+    while (PyList_GET_SIZE(list) == 0) {
+        struct pollfd fds[2] = {{.fd = p->out.fd, .events = sent ? POLLIN : POLLIN | POLLOUT}, {.fd = p->pidfd, .events = POLLIN}};
+        int n;
+        Py_BEGIN_ALLOW_THREADS
+        n = poll(fds, 2, -1);
+        Py_END_ALLOW_THREADS
+        if (n < 0) return errno == EINTR ? SIGNALLED : LEFT;
+        if (fds[1].revents || p->ended) return LEFT;
+        if (!sent) {
+            int all = sender_flush(&p->out, false);
+            if (all < 0) return left_to_others();
+            sent = all;
+        }
+        if (fds[0].revents & ~POLLOUT && receive(p, list, ROUNDS) < 0) return left_to_others();
+    }
+    return ANSWERED;
+}
+
+/* Sends the unit while the gate is open, and waits.  With an exception set only if RAISED. */
+static int call(parent_t *p, PyObject *const *args, PyObject *gate, PyObject *list) {
+    PyObject *done = PyObject_CallMethod(gate, "__enter__", NULL);
+    if (!done) return RAISED;
+    Py_DECREF(done);
+    bool posted = post(p, args);
+    if (posted && PyObject_SetAttrString(args[0], "sent", Py_True) < 0) PyErr_Clear();
+    int all = posted ? sender_flush(&p->out, false) : 0, how = posted ? ANSWERED : RAISED;
+    if (all < 0) how = left_to_others();
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
+    done = PyObject_CallMethod(gate, "__exit__", "OOO", Py_None, Py_None, Py_None);
+    if (!done) how = RAISED;
+    if (type) {
+        PyErr_Clear();
+        PyErr_Restore(type, value, traceback);
+    }
+    Py_XDECREF(done);
+    return how == ANSWERED ? await_answer(p, list, all) : how;
+}
+
+static PyObject *parent_call(parent_t *p, PyObject *const *args, Py_ssize_t n) {
+    if (n != 11) return PyErr_Format(PyExc_TypeError, "call() takes 11 arguments, not %zd", n);
+    int waker = (int)PyLong_AsLong(args[10]);
+    if (waker == -1 && PyErr_Occurred()) return NULL;
+    if (!is_idle(p)) Py_RETURN_FALSE;
+    PyObject *list = PyList_New(0);
+    if (!list) return NULL;
+    p->lent = true;
+    int how = call(p, args, args[9], list);
+    bool tell = (p->wanted || p->inflight > 0) && p->pidfd >= 0;
+    p->lent = p->wanted = false;
+    if (tell) (void)!send(waker, ".", 1, MSG_DONTWAIT | MSG_NOSIGNAL); /* full: it is awake */
+    if (how == SIGNALLED && PyErr_CheckSignals() < 0) how = RAISED; /* only now: the handler may wait for the dispatcher */
+    PyObject *answer = how == RAISED ? NULL : how == ANSWERED ? PyList_GET_ITEM(list, 0) : Py_None;
+    Py_XINCREF(answer);
+    Py_DECREF(list);
+    return answer;
+}
+
+static PyObject *parent_watch(parent_t *p, PyObject *arg) {
+    long fd = PyLong_AsLong(arg);
+    if (fd == -1 && PyErr_Occurred()) return NULL;
+    p->pidfd = (int)fd;
+    Py_RETURN_NONE;
+}
+
+static PyObject *get_idle(parent_t *p, void *unused) {
+    (void)unused;
+    return PyBool_FromLong(is_idle(p));
+}
+static PyObject *get_lent(parent_t *p, void *unused) {
+    (void)unused;
+    return PyBool_FromLong(is_lent(p));
+}
+static PyObject *get_waiting(parent_t *p, void *unused) {
+    (void)unused;
+    return PyLong_FromUnsignedLongLong(p->waiting);
+}
+static PyObject *get_assigned(parent_t *p, void *unused) {
+    (void)unused;
+    return PyLong_FromUnsignedLongLong(p->next - p->taken);
+}
+static PyObject *get_answers(parent_t *p, void *unused) {
+    (void)unused;
+    return PyLong_FromUnsignedLongLong(p->answers);
+}
 static PyObject *get_room(parent_t *p, void *unused) {
     (void)unused;
     return is_open(p) ? PyLong_FromSsize_t(room(p)) : NULL;
@@ -301,11 +460,21 @@ static PyMethodDef methods[] = {
     {"take_back", (PyCFunction)parent_take_back, METH_O, "take_back(most) -> list: the newest units that have not begun."},
     {"unanswered", (PyCFunction)parent_unanswered, METH_NOARGS, "unanswered() -> (begun, waiting): oldest first."},
     {"units", (PyCFunction)parent_units, METH_NOARGS, "units() -> list: what is in flight, oldest first."},
+    {"call", (PyCFunction)(void (*)(void))parent_call, METH_FASTCALL,
+     "call(..., gate, waker): post(...) and flush() inside the gate, then waits for the answer, which it returns. False: it is "
+     "not idle. None: the dispatcher has to bring the answer; a byte to `waker` tells it. `sent` of the unit: it was posted."},
+    {"watch", (PyCFunction)parent_watch, METH_O, "watch(pidfd): it is readable when the worker is dead; -1: nobody is left to be woken."},
+    {"retire", (PyCFunction)parent_retire, METH_NOARGS, "retire() -> bool: no call takes it any more; does none have it?"},
     {"close", (PyCFunction)parent_close, METH_NOARGS, "close(): gives memory and units back; not the descriptor."},
     {NULL, NULL, 0, NULL},
 };
 static PyGetSetDef getset[] = {
     {"room", (getter)get_room, NULL, "How many more units may be posted now.", NULL},
+    {"idle", (getter)get_idle, NULL, "A call may take it.", NULL},
+    {"lent", (getter)get_lent, NULL, "A call has it; who asks is woken when it is back.", NULL},
+    {"waiting", (getter)get_waiting, NULL, "Bytes of the units in flight.", NULL},
+    {"assigned", (getter)get_assigned, NULL, "How many units were posted and not taken back.", NULL},
+    {"answers", (getter)get_answers, NULL, "How many units were answered.", NULL},
     {"inflight", (getter)get_inflight, NULL, "How many units are neither answered nor taken back.", NULL},
     {"ended", (getter)get_ended, NULL, "The worker has closed its end.", NULL},
     {"passed", (getter)get_passed, NULL, "How many units the worker has taken off the channel.", NULL},
