@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import itertools
 import os
 import selectors
 import signal
@@ -63,7 +64,9 @@ class Engine:
         self._backlog = Backlog(self.serializer, self._fail)
         self.calls = False  # any thread: `apply` was called; from then on idle channels are not listened to
         self._look_at = 0.0  # when to look next at those that may hold results back (time.monotonic)
-        self._asleep = False  # dispatcher: `wake` has to write
+        self._sleeps = itertools.count(1)
+        self._sleep = 0  # dispatcher: the number of its sleep, in which `wake` has to write; 0: it is awake
+        self._told = 0  # any thread: the sleep that it was woken from last
         self._poked = False  # any thread: look again before you sleep
         self.processes: list[Process] = []
         self._failures = 0  # starts that failed, since the last that did not
@@ -139,9 +142,11 @@ class Engine:
     def wake(self) -> None:
         """After any change that the dispatcher has to see."""
         self._poked = True
-        if self._asleep:
+        sleep = self._sleep
+        if sleep and sleep != self._told:
             with contextlib.suppress(OSError):  # full: it is awake; closed: the pool has ended
                 self._waker.send(b".")
+            self._told = sleep  # not before: a handler may raise in between; and it may be in another sleep by now
 
     def close(self) -> None:
         if self.state == RUN:
@@ -201,14 +206,14 @@ class Engine:
 
     def _wait(self) -> list[tuple[selectors.SelectorKey, int]]:
         """Waits for something to do. Whoever changes something after the check of _poked sees that we sleep."""
-        self._asleep = True
+        self._sleep = next(self._sleeps)
         if self._poked:
-            self._asleep = self._poked = False
+            self._sleep, self._poked = 0, False
             return self._selector.select(0)
         timeout = self._timeout()
         if not emit.enabled():
             events = self._selector.select(timeout)
-            self._asleep = self._poked = False
+            self._sleep, self._poked = 0, False
             return events
         emit.enter()
         ticket = emit.go_block("waiting for workers", None)
@@ -217,7 +222,7 @@ class Engine:
         finally:
             emit.go_resume(ticket)
             emit.leave()
-        self._asleep = self._poked = False
+        self._sleep, self._poked = 0, False
         return events
 
     def _timeout(self) -> float | None:
