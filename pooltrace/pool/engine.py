@@ -3,7 +3,7 @@ slots again.
 
 All of an Engine's state is this thread's alone, except for what is named below; other threads put work into `inbox`,
 set `state` and call `wake`. It knows neither the pool object (which may be collected while it runs) nor how results are
-made of answers: see intake.py.
+made of answers: see results.py.
 
 What holds, and what breaks otherwise:
 1. A worker claims a unit before it starts it, the engine takes it back by the same word (core/page.h): so no unit runs
@@ -35,7 +35,7 @@ from collections import deque
 from collections.abc import Iterator
 
 from pooltrace.errors import InternalError, MisuseError, PoolBrokenError, PoolTerminatedError
-from pooltrace.pool import _channel, descriptors, intake
+from pooltrace.pool import _channel, descriptors, results
 from pooltrace.pool._channel import Answer
 from pooltrace.pool.backlog import Backlog
 from pooltrace.pool.jobs import Job, Outcome, Unit, Waiting
@@ -54,7 +54,7 @@ class Engine:
         self.pid = os.getpid()
         self.state = RUN  # any thread, towards TERMINATE only
         self.inbox: deque[Waiting] = deque()  # any thread appends, the dispatcher takes
-        self.cache = intake.Cache(self)
+        self.cache = results.Cache(self)
         self.job_ids: Iterator[int] = importlib.import_module(plan.family + ".pool").job_counter
         self.jobs: dict[int, Job] = {}  # any thread adds and removes: single operations
         self.fault: Exception | None = None  # set once, before all that waits is given up: no job can succeed any more
@@ -305,12 +305,12 @@ class Engine:
         family = self.serializer.family
         for answer in answers:
             if answer.kind == _channel.RESULT:
-                outcomes.append((answer.unit, intake.outcome(family, answer)))
+                outcomes.append((answer.unit, results.outcome(family, answer)))
             elif answer.kind == _channel.READY:
                 slot.ready = True
                 self._failures = 0
             elif answer.kind == _channel.START_FAILED:
-                slot.start_error = intake.load_error(answer)
+                slot.start_error = results.load_error(answer)
         if traced:
             emit.region_end()
         if outcomes:
@@ -323,7 +323,7 @@ class Engine:
     def _complete(self, unit: Unit, outcome: Outcome) -> None:
         result = self.cache.get(unit.job.id)
         if result is not None:
-            intake.deliver(result, unit.index, outcome, unit.weight)
+            results.deliver(result, unit.index, outcome, unit.weight)
 
     def _fail(self, unit: Unit, error: BaseException) -> None:
         self._complete(unit, (False, error))
@@ -427,7 +427,7 @@ class Engine:
         """No job can succeed any more: all that wait are told."""
         self.fault = self.fault or fault
         for result in list(self.cache.values()):
-            intake.abort(result, self.cache, fault, callbacks)
+            results.abort(result, self.cache, fault, callbacks)
         self._cancel_all()
 
     def _to_be_filled(self) -> bool:

@@ -1,0 +1,203 @@
+"""Where answers become the stock API layer's results.
+
+The stock classes create a result, which puts itself into the pool's cache. The cache is ours: it makes the result's
+waits and callbacks visible, and sees the job's end. Knows the stock results' private attributes (the same in CPython
+3.10 to 3.13 and in multiprocess); nothing of workers.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pooltrace.pool import _channel
+from pooltrace.pool._channel import Answer
+from pooltrace.pool.jobs import Outcome
+from pooltrace.pool.serialize import Serializer
+from pooltrace.pool.waits import Condition, Event
+from pooltrace.tracer import emit
+
+if TYPE_CHECKING:
+    from pooltrace.pool.engine import Engine
+
+
+class Result(Protocol):
+    """What is used of the stock results."""
+
+    _job: int
+
+    def _set(self, i: int, obj: Outcome) -> None: ...
+
+
+class Cache(dict[int, Any]):
+    """The results that wait for answers. The stock code deletes one when its last answer is in: its job is over."""
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__()
+        self._engine = engine
+        self._given_up: dict[int, object] = {}  # any thread: single operations
+
+    def give_up(self, job_id: int) -> bool:
+        """Whether it is for the caller, and for nobody else, to fail this result."""
+        token = object()
+        return self._given_up.setdefault(job_id, token) is token and job_id in self
+
+    def __setitem__(self, job_id: int, result: Any) -> None:
+        engine = self._engine
+        if hasattr(result, "_event"):
+            result._event = Event("waiting for a result", lambda: end_job(engine, job_id), engine.thread)
+            result._callback = _guarded(result._callback)
+            result._error_callback = _guarded(result._error_callback)
+        else:
+            result._cond = Condition("waiting for the next result")
+        super().__setitem__(job_id, result)
+
+    def __delitem__(self, job_id: int) -> None:
+        if self.pop(job_id, None) is not None:
+            self._given_up.pop(job_id, None)
+            end_job(self._engine, job_id)
+            if not self and self._engine.state != "RUN":
+                self._engine.wake()  # it may end now
+
+
+def end_job(engine: Engine, job_id: int) -> None:
+    """By whichever thread brought the last answer; the second call does nothing."""
+    job = engine.jobs.pop(job_id, None)
+    if job is None:
+        return
+    job.end()
+    if emit.enabled():
+        emit.enter()
+        emit.task_end(job.task)
+        emit.leave()
+
+
+def _guarded(callback: Callable[[Any], object] | None) -> Callable[[Any], None] | None:
+    """A user's callback; what it raises is reported, and does not keep its result from becoming ready."""
+    if callback is None:
+        return None
+
+    def run(value: Any) -> None:
+        emit.region_begin(emit.PHASE, 0, "callback", None)
+        try:
+            callback(value)
+        except BaseException as error:
+            _report(error)
+        finally:
+            emit.region_end()
+
+    return run
+
+
+def _report(error: BaseException) -> None:
+    """Shows an error that nobody can catch. Never raises, whatever the program's hooks do."""
+    try:
+        args = (type(error), error, error.__traceback__, threading.current_thread())
+        threading.excepthook(threading.ExceptHookArgs(args))
+    except BaseException:
+        try:
+            sys.__excepthook__(type(error), error, error.__traceback__)
+        except BaseException:
+            pass  # not even standard error is there
+
+
+def outcome(family: str, answer: Answer, kind: type[BaseException] = BaseException) -> Outcome:
+    """What an answer says of its unit; one that cannot be unpickled is an error of that unit. What is raised then and
+    is not of that kind is raised here: by a signal's handler, say."""
+    success = not answer.flags & _channel.FAILED
+    try:
+        return success, Serializer.loads(answer.payload, answer.buffers)
+    except kind as error:
+        unit = answer.unit
+        what = "result" if success else "exception"
+        size = len(answer.payload or b"") + sum(len(buffer) for buffer in answer.buffers)
+        return False, encoding_error(family, error, f"<{what} of {unit.job.name}, {size} bytes>")
+
+
+def load_error(answer: Answer) -> BaseException:
+    """The exception that a worker met at its start."""
+    try:
+        error = Serializer.loads(answer.payload, answer.buffers)
+        return error if isinstance(error, BaseException) else RuntimeError(repr(error))
+    except BaseException as failure:
+        return failure
+
+
+def encoding_error(family: str, error: BaseException, value: str) -> Exception:
+    wrapped = importlib.import_module(family + ".pool").MaybeEncodingError(error, value)
+    assert isinstance(wrapped, Exception)
+    wrapped.__cause__ = error
+    return wrapped
+
+
+def deliver(result: Any, index: int, outcome: Outcome, weight: int) -> None:
+    """Sets one answer; an error of the user's iterable may stand for several."""
+    for step in range(weight):
+        try:
+            result._set(index + step, outcome)
+        except Exception as error:
+            _report(error)
+            return
+
+
+def abort(result: Any, cache: Cache, error: BaseException, callbacks: bool) -> None:
+    """Fails a result that nobody can bring any more, whatever it still waits for. Once per result."""
+    if not cache.give_up(result._job):
+        return
+    if hasattr(result, "_event"):
+        if not callbacks and not isinstance(result, Direct):
+            result._callback = result._error_callback = None
+        left = getattr(result, "_number_left", 1)
+        deliver(result, 0, (False, error), max(1, left))
+        return
+    with result._cond:
+        result._items.append((False, error))
+        result._index += 1
+    end_iterator(result)
+    del cache[result._job]
+
+
+def end_iterator(result: Any) -> None:
+    """What the iterator has is all that it will have."""
+    with result._cond:
+        result._length = result._index
+        result._pool = None
+        result._cond.notify_all()
+
+
+class Direct:
+    """The result of a call that brings it itself, as a rule; a stock result has locks that it would not need."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._job = next(engine.job_ids)
+        self._engine = engine
+        self._event: Event | None = None  # made when somebody else has to bring it
+        self._outcome: Outcome | None = None
+
+    def register(self) -> None:
+        """From here on it waits for an answer."""
+        dict.__setitem__(self._engine.cache, self._job, self)
+
+    def _set(self, i: int, outcome: Outcome) -> None:
+        self._outcome = self._outcome or outcome
+        del self._engine.cache[self._job]
+        if self._event is not None:
+            self._event.set()
+
+    def get(self) -> Any:
+        """Waits for it. Raises what the call has raised."""
+        if self._outcome is None:
+            event = self._event = Event("waiting for a result", None, self._engine.thread)
+            if self._outcome is None:
+                event.wait()
+        assert self._outcome is not None
+        success, value = self._outcome
+        if success:
+            return value
+        try:
+            raise value
+        finally:
+            del self, value  # its traceback has this frame
