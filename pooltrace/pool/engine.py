@@ -317,16 +317,16 @@ class Engine:
             self._idle_deaths = 0
             slot.answered_all([answer for answer in answers if answer.kind == _channel.RESULT])
         answers.clear()
-        for unit, outcome in outcomes:
-            self._complete(unit, outcome)
+        for job, some in itertools.groupby(outcomes, _job_of):
+            self._complete(job, [(unit.index, outcome) for unit, outcome in some])
 
-    def _complete(self, unit: Unit, outcome: Outcome) -> None:
-        result = self.cache.get(unit.job.id)
+    def _complete(self, job: Job, answers: list[tuple[int, Outcome]]) -> None:
+        result = self.cache.get(job.id)
         if result is not None:
-            results.deliver(result, unit.index, outcome, unit.weight)
+            results.deliver(result, answers)
 
     def _fail(self, unit: Unit, error: BaseException) -> None:
-        self._complete(unit, (False, error))
+        self._complete(unit.job, [(unit.index + step, (False, error)) for step in range(unit.weight)])
 
     # -- units to workers
 
@@ -501,3 +501,7 @@ class Engine:
                     key.data.listening = 0
             for slot in dead:  # only now: burying closes the channel, whose event may be in the same batch
                 self._died(slot)
+
+
+def _job_of(answer: tuple[Unit, Outcome]) -> Job:
+    return answer[0].job

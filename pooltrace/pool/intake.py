@@ -191,22 +191,33 @@ class TaskQueue:
             end_iterator(set_length.__self__)  # type: ignore[attr-defined]
 
     def _feed_one(self, job: Job, unit: Unit, stack: emit.Stack | None) -> None:
-        emit.enter()
+        engine = self._engine
+        traced = emit.enabled() and (emit.enter() or True)
         if unit.error is None:
-            emit.region_begin(emit.PHASE, 0, "pickle", None)
+            if traced:
+                emit.region_begin(emit.PHASE, 0, "pickle", None)
             try:
-                unit.pack(self._engine.serializer)
+                unit.pack(engine.serializer)
             except BaseException as error:
                 unit.error = error
-            emit.region_end()
+            if traced:
+                emit.region_end()
         if job.is_full() and not job.over:
-            emit.leave()  # what follows is a wait
+            if traced:
+                emit.leave()  # what follows is a wait
             job.wait_for_room()
-            emit.enter()
+            if traced:
+                emit.enter()
         job.fed += 1
         job.fed_bytes += unit.size
-        self._submit(job, [unit], (stack or emit.stack(0)) if emit.enabled() else None)
-        emit.leave()
+        if traced:
+            unit.submit(stack or emit.stack(0))
+        engine.inbox.append(unit)
+        engine.wake()
+        if engine.fault is not None:
+            self._fail_late(job)
+        if traced:
+            emit.leave()
 
 
 def _call(slot: Slot, unit: Unit, engine: Engine, stack: emit.Stack | None) -> Answer | Literal[False] | None:

@@ -166,8 +166,11 @@ class Unit:
     def pack(self, serializer: Serializer) -> None:
         """Pickles now, buffers too: who made the arguments may change them next. Raises what pickling raises."""
         payload, buffers = serializer.dumps(self.payload())
-        self.packed = payload, [memoryview(bytes(buffer)) for buffer in buffers]
-        self.size = len(payload) + sum(buffer.nbytes for buffer in self.packed[1])
+        self.size = len(payload)
+        if buffers:
+            buffers = [memoryview(bytes(buffer)) for buffer in buffers]
+            self.size += sum(buffer.nbytes for buffer in buffers)
+        self.packed = payload, buffers
         self.what = None
 
     def submit(self, stack: emit.Stack | None) -> None:

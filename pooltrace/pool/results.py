@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -53,6 +54,7 @@ class Cache(dict[int, Any]):
             result._error_callback = _guarded(result._error_callback)
         else:
             result._cond = Condition("waiting for the next result")
+            result.__class__ = _iterator_of(type(result))
         super().__setitem__(job_id, result)
 
     def __delitem__(self, job_id: int) -> None:
@@ -133,14 +135,16 @@ def encoding_error(family: str, error: BaseException, value: str) -> Exception:
     return wrapped
 
 
-def deliver(result: Any, index: int, outcome: Outcome, weight: int) -> None:
-    """Sets one answer; an error of the user's iterable may stand for several."""
-    for step in range(weight):
-        try:
-            result._set(index + step, outcome)
-        except Exception as error:
-            _report(error)
+def deliver(result: Any, answers: list[tuple[int, Outcome]]) -> None:
+    """Sets answers, each with its unit's index."""
+    try:
+        if len(answers) > 1 and isinstance(result, Iterator):
+            result.set_all(answers)
             return
+        for index, outcome in answers:
+            result._set(index, outcome)
+    except Exception as error:
+        _report(error)
 
 
 def abort(result: Any, cache: Cache, error: BaseException, callbacks: bool) -> None:
@@ -151,7 +155,7 @@ def abort(result: Any, cache: Cache, error: BaseException, callbacks: bool) -> N
         if not callbacks and not isinstance(result, Direct):
             result._callback = result._error_callback = None
         left = getattr(result, "_number_left", 1)
-        deliver(result, 0, (False, error), max(1, left))
+        deliver(result, [(index, (False, error)) for index in range(max(1, left))])
         return
     with result._cond:
         result._items.append((False, error))
@@ -166,6 +170,72 @@ def end_iterator(result: Any) -> None:
         result._length = result._index
         result._pool = None
         result._cond.notify_all()
+
+
+class Iterator:
+    """What the stock iterators are made into: what is there is taken without a lock, what comes together is set under
+    one."""
+
+    _items: deque[Outcome]
+    _index: int
+    _length: int | None
+    _unsorted: dict[int, Outcome]
+    _cond: Condition
+    _cache: Cache
+    _job: int
+    _pool: object
+    unordered: bool
+
+    def next(self, timeout: float | None = None) -> Any:
+        try:
+            success, value = self._items.popleft()
+        except IndexError:
+            return super().next(timeout)  # type: ignore[misc]
+        if success:
+            return value
+        raise value
+
+    __next__ = next
+
+    def set_all(self, answers: list[tuple[int, Outcome]]) -> None:
+        """As `_set` for each."""
+        with self._cond:
+            count = len(answers)
+            if self.unordered:
+                self._items.extend([outcome for _, outcome in answers])
+                self._index += count
+            else:
+                count = self._sort_in(answers)
+            self._cond.notify(count)
+            if self._index == self._length:
+                del self._cache[self._job]
+                self._pool = None
+
+    def _sort_in(self, answers: list[tuple[int, Outcome]]) -> int:
+        """How many more there are in a row."""
+        before, items, unsorted = self._index, self._items, self._unsorted
+        for index, outcome in answers:
+            if index != self._index:
+                unsorted[index] = outcome
+                continue
+            items.append(outcome)
+            self._index += 1
+            while self._index in unsorted:
+                items.append(unsorted.pop(self._index))
+                self._index += 1
+        return self._index - before
+
+
+_iterators: dict[type, type] = {}
+
+
+def _iterator_of(stock: type) -> type:
+    """The stock class, with the ways of ours."""
+    made = _iterators.get(stock)
+    if made is None:
+        more = {"__module__": stock.__module__, "unordered": "Unordered" in stock.__name__}
+        made = _iterators[stock] = type(stock.__name__, (Iterator, stock), more)
+    return made
 
 
 class Direct:
