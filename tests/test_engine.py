@@ -202,6 +202,19 @@ def call(function: Any) -> Any:
     return function()
 
 
+def test_what_a_closure_counts_begins_anew_with_each_chunk() -> None:
+    """As in the stock pools, which pickle it with each."""
+    count = 5
+
+    def counted(x: int) -> tuple[int, int]:
+        nonlocal count
+        count += 1
+        return x, count
+
+    with StdPool(1) as pool:
+        assert pool.map(counted, range(4), 2) == [(0, 6), (1, 7), (2, 6), (3, 7)]
+
+
 def test_an_argument_that_kills_its_reader() -> None:
     with StdPool(2) as pool:
         found = [pool.apply_async(identity, (x,)) for x in (1, KillsReader(), 3)]

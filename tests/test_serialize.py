@@ -14,7 +14,7 @@ import numpy
 import pytest
 from faults import NotPicklable, add, square
 
-from pooltrace.pool.serialize import Serializer, describe, is_plain, main_is_importable
+from pooltrace.pool.serialize import Serializer, cells_of, describe, main_is_importable
 
 FAMILIES = ("multiprocessing", "multiprocess")
 
@@ -131,13 +131,34 @@ def test_describe_names_the_users_function() -> None:
     assert "lambda" in describe(lambda: 0)[0]
 
 
-def test_only_stateless_callables_are_kept() -> None:
-    state = [1]
-    assert is_plain(square)
-    assert is_plain(len)
-    assert is_plain(int)
-    assert not is_plain(lambda: state)
-    assert not is_plain(state.append)
-    assert not is_plain(functools.partial(add, 1))
-    assert not is_plain(Callable())
-    assert not is_plain(Callable().method)
+def test_callables_whose_state_can_be_put_back_are_kept() -> None:
+    state, number, text = [1], 1, ("a", frozenset({b"b"}))
+    for plain in (square, len, int, functools.partial(add, 1), functools.partial(functools.partial(add, x=1), y=None)):
+        assert cells_of(plain) == []
+    cells = cells_of(lambda: (number, text))
+    assert cells is not None
+    assert sorted(str(value) for _, value in cells) == sorted([str(number), str(text)])
+    assert cells_of(functools.partial(lambda x: (number, x), 1)) is not None
+    held = functools.partial(add, 1)
+    held.state = state  # type: ignore[attr-defined]
+    deep: tuple[object, ...] = ()
+    for _ in range(10):
+        deep = (deep,)
+    others: list[object] = [
+        lambda: state,
+        state.append,
+        functools.partial(add, state),
+        functools.partial(add, (1, state)),
+        functools.partial(add, deep),
+        functools.partial(state.append, 1),
+        functools.partial(lambda x: state, 1),
+        held,
+        Callable(),
+        Callable().method,
+    ]
+    for other in others:
+        assert cells_of(other) is None
+    empty = lambda: later
+    assert cells_of(empty) is None
+    later = 1
+    assert cells_of(empty) is not None

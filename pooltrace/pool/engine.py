@@ -21,13 +21,11 @@ What holds, and what breaks otherwise:
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import itertools
 import os
 import selectors
 import signal
-import socket
 import sys
 import threading
 import time
@@ -41,7 +39,7 @@ from pooltrace.pool.backlog import Backlog
 from pooltrace.pool.jobs import Job, Outcome, Unit, Waiting
 from pooltrace.pool.serialize import Serializer, main_is_importable
 from pooltrace.pool.slots import GIVE_UP, GRACE, LOOK, MOST_DEATHS, Plan, Process, Slot, launch_all
-from pooltrace.pool.waits import Event
+from pooltrace.pool.waits import Event, Waker
 from pooltrace.tracer import arena, emit
 
 RUN, CLOSE, TERMINATE = "RUN", "CLOSE", "TERMINATE"
@@ -64,22 +62,17 @@ class Engine:
         self._backlog = Backlog(self.serializer, self._fail)
         self.calls = False  # any thread: `apply` was called; from then on idle channels are not listened to
         self._look_at = 0.0  # when to look next at those that may hold results back (time.monotonic)
-        self._sleeps = itertools.count(1)
-        self._sleep = 0  # dispatcher: the number of its sleep, in which `wake` has to write; 0: it is awake
-        self._told = 0  # any thread: the sleep that it was woken from last
-        self._poked = False  # any thread: look again before you sleep
         self.processes: list[Process] = []
         self._failures = 0  # starts that failed, since the last that did not
         self._idle_deaths = 0  # workers that died with nothing to do, since the last answer
         self._slots: list[Slot] = []
         self._selector = selectors.DefaultSelector()
-        self._waker, self._woken = socket.socketpair()
+        self._waker = Waker()
         read_fd, write_fd = os.pipe()
         self._lifeline, self._lifeline_read = descriptors.End(write_fd), descriptors.End(read_fd)
-        descriptors.own(self._selector, self._waker, self._woken, self._lifeline)
-        for end in (self._waker, self._woken):
-            end.setblocking(False)
-        self._selector.register(self._woken, selectors.EVENT_READ, None)
+        descriptors.own(self._selector, self._waker, self._lifeline)
+        self._selector.register(self._waker, selectors.EVENT_READ, None)
+        self.wake, self.waker = self._waker.wake, self._waker.writer  # after any change that the dispatcher has to see
         arena.acquire()
         util = importlib.import_module(plan.family + ".util")
         self._exit_hook = util.Finalize(None, self.terminate, exitpriority=15)  # whatever becomes of the pool object
@@ -134,19 +127,6 @@ class Engine:
             self.calls = True
             return None
         return next((slot for slot in self._slots if slot.is_idle()), None)
-
-    def waker(self) -> int:
-        """A descriptor: a byte to it is as good as `wake`."""
-        return self._waker.fileno()
-
-    def wake(self) -> None:
-        """After any change that the dispatcher has to see."""
-        self._poked = True
-        sleep = self._sleep
-        if sleep and sleep != self._told:
-            with contextlib.suppress(OSError):  # full: it is awake; closed: the pool has ended
-                self._waker.send(b".")
-            self._told = sleep  # not before: a handler may raise in between; and it may be in another sleep by now
 
     def close(self) -> None:
         if self.state == RUN:
@@ -205,25 +185,20 @@ class Engine:
                 self._flush(slot)
 
     def _wait(self) -> list[tuple[selectors.SelectorKey, int]]:
-        """Waits for something to do. Whoever changes something after the check of _poked sees that we sleep."""
-        self._sleep = next(self._sleeps)
-        if self._poked:
-            self._sleep, self._poked = 0, False
-            return self._selector.select(0)
-        timeout = self._timeout()
-        if not emit.enabled():
-            events = self._selector.select(timeout)
-            self._sleep, self._poked = 0, False
-            return events
-        emit.enter()
-        ticket = emit.go_block("waiting for workers", None)
+        """Waits for something to do."""
+        timeout = self._timeout() if self._waker.may_sleep() else 0
         try:
-            events = self._selector.select(timeout)
+            if timeout == 0 or not emit.enabled():
+                return self._selector.select(timeout)
+            emit.enter()
+            ticket = emit.go_block("waiting for workers", None)
+            try:
+                return self._selector.select(timeout)
+            finally:
+                emit.go_resume(ticket)
+                emit.leave()
         finally:
-            emit.go_resume(ticket)
-            emit.leave()
-        self._sleep, self._poked = 0, False
-        return events
+            self._waker.rise()
 
     def _timeout(self) -> float | None:
         """Seconds until there is something to do of which no descriptor tells."""
@@ -242,7 +217,7 @@ class Engine:
             emit.region_begin(emit.PHASE, 0, "receive", None)
         for key, mask in events:
             if key.data is None:
-                self._drain_waker()
+                self._waker.drain()
                 woken = True
             elif key.fileobj is not key.data.channel:
                 dead.append(key.data)
@@ -271,10 +246,6 @@ class Engine:
         self._fill()
         if traced:
             emit.leave()
-
-    def _drain_waker(self) -> None:
-        with contextlib.suppress(OSError):
-            self._woken.recv(4096)
 
     def _listen(self, slot: Slot) -> None:
         """To what the slot's channel can tell: that something came, and that it takes more while something waits for
@@ -466,7 +437,7 @@ class Engine:
                 if slot.end is not None:
                     slot.end.watch(-1)
             slot.free()
-        descriptors.disown(self._selector, self._waker, self._woken, self._lifeline, self._lifeline_read)
+        descriptors.disown(self._selector, self._waker, self._lifeline, self._lifeline_read)
         arena.release()
         self._exit_hook.cancel()
         # an engine is part of a cycle; what holds descriptors and buffers is not
@@ -492,7 +463,7 @@ class Engine:
             dead = []
             for key, _ in self._selector.select(left):
                 if key.data is None:
-                    self._drain_waker()
+                    self._waker.drain()
                     self._take_over()
                 elif key.fileobj is not key.data.channel:
                     dead.append(key.data)

@@ -20,6 +20,7 @@ from pooltrace.tracer import emit
 Outcome = tuple[bool, Any]  # success, and the value or the exception: what the stock results' _set takes
 AHEAD = 1024  # units of an imap that may wait in the parent; its iterator is not consumed further than that,
 PIECE = 1024  # units that are submitted at a time
+LONG = 100  # items of a range from which it is smaller, as a pickle, than they are
 AHEAD_BYTES = 16 << 20  # nor while so much of them, pickled, waits there
 
 
@@ -185,7 +186,10 @@ class Unit:
             self.generation = 0
 
     def payload(self) -> Any:
-        return self.what if self.span is None else tuple(self.what[self.span[0] : self.span[1]])
+        if self.span is None:
+            return self.what
+        part = self.what[self.span[0] : self.span[1]]
+        return tuple(part) if len(part) < LONG else part  # a long range is not written out
 
     # -- as what waits in the engine's queue, like a row of them
 

@@ -21,7 +21,7 @@ import io
 import pickle
 import sys
 from collections.abc import Callable, Sequence
-from types import SimpleNamespace
+from types import BuiltinFunctionType, CellType, FunctionType, ModuleType, NoneType, SimpleNamespace
 from typing import Any
 
 _OUT_OF_BAND = 32 * 1024
@@ -165,14 +165,34 @@ def main_is_importable() -> bool:
     return bool(path) and not str(path).startswith("<")
 
 
-def is_plain(function: object) -> bool:
-    """May the worker keep this callable for the next unit? A stateful one is loaded anew each time, as in the stock."""
+Cells = list[tuple[CellType, Any]]
+
+
+def cells_of(function: object) -> Cells | None:
+    """May the worker keep this callable for the next unit? Then the cells of its closure, whose values have to be put
+    back before. None: it has state beyond them, and is loaded anew each time, as in the stock pools."""
     if isinstance(function, type):
-        return True
-    if type(function).__name__ not in ("function", "builtin_function_or_method"):
-        return False
-    owner = getattr(function, "__self__", None)
-    return not getattr(function, "__closure__", None) and isinstance(owner, (type(None), type(sys)))
+        return []
+    if type(function) is functools.partial:
+        values = (*function.args, *function.keywords.values())
+        return cells_of(function.func) if not vars(function) and all(map(_is_constant, values)) else None
+    if isinstance(function, BuiltinFunctionType):
+        return [] if isinstance(function.__self__, (NoneType, ModuleType)) else None
+    if not isinstance(function, FunctionType):
+        return None
+    try:
+        cells = [(cell, cell.cell_contents) for cell in function.__closure__ or ()]
+    except ValueError:  # an empty one
+        return None
+    return cells if all(_is_constant(value) for _, value in cells) else None
+
+
+def _is_constant(value: object, depth: int = 0) -> bool:
+    """Nobody can change it."""
+    kind = type(value)
+    if kind in (tuple, frozenset):
+        return depth < 5 and all(_is_constant(part, depth + 1) for part in value)  # type: ignore[attr-defined]
+    return kind in (NoneType, bool, int, float, complex, str, bytes, range, ModuleType)
 
 
 def describe(function: object) -> tuple[str, str, int]:

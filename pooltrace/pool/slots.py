@@ -24,6 +24,7 @@ MOST_DEATHS = 5  # of workers that were about to begin a unit; then it is to bla
 DEPTH = 2  # units at a worker: one runs, one waits; more of them
 DEPTH_NS = 2_000_000  # while together they take no longer than this,
 DEPTH_BYTES = 1 << 20  # and are not larger
+AT_ONCE = 64 << 10  # bytes of a payload that does not wait for others to be sent with: the worker could begin
 SEND_BUFFER = 1 << 20  # bytes that are asked for: large things cross in fewer steps
 LOOK = 0.01  # seconds between looks at a worker that may hold results back
 GRACE = 5.0  # seconds between SIGTERM and SIGKILL: a worker may have a handler that saves something
@@ -294,6 +295,8 @@ class Slot:
             return False
         if not known and not job.single:
             self._known.add(job.id, len(blob))
+        if len(payload) >= AT_ONCE or buffers:
+            self.flush()
         return True
 
     def call(self, unit: Unit, serializer: Serializer, waker: int) -> Answer | Literal[False] | None:

@@ -1,4 +1,5 @@
-"""Waits: the event and the condition of the stock results, so that a thread that waits for one is seen in the trace.
+"""Waits: the event and the condition of the stock results, so that a thread that waits for one is seen in the trace;
+and what wakes a thread that sleeps in a selector.
 
 A wait is a GoBlock, written under the wait's own lock after the last check that it must wait, and exactly one
 GoUnblock, by the waker under the same lock or, if that never came, by the waiter itself. Knows neither pools nor
@@ -7,6 +8,9 @@ results.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import socket
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -102,3 +106,54 @@ class Condition(threading.Condition):
         for _ in range(min(n, len(self._tickets))):
             emit.go_unblock(self._tickets.popleft(), None)
         super().notify(n)
+
+
+class Waker:
+    """Wakes a thread that waits for descriptors, `fileno()` among them; one byte for each sleep, whoever wakes it.
+
+    Whoever changes something and then calls `wake` is sure that the thread looks at it: either it had not yet asked
+    `may_sleep`, which says so, or it sleeps, which `wake` sees.
+    """
+
+    def __init__(self) -> None:
+        self._theirs, self._ours = socket.socketpair()
+        for end in (self._theirs, self._ours):
+            end.setblocking(False)
+        self._sleeps = itertools.count(1)
+        self._sleep = 0  # sleeper: the number of its sleep; 0: it is awake
+        self._told = 0  # any thread: the sleep that it was woken from last
+        self._poked = False  # any thread: look again before you sleep
+
+    def wake(self) -> None:
+        """Any thread, and a signal's handler."""
+        self._poked = True
+        sleep = self._sleep
+        if sleep and sleep != self._told:
+            with contextlib.suppress(OSError):  # full: it is awake; closed: it is gone
+                self._theirs.send(b".")
+            self._told = sleep  # not before: a handler may raise in between; and it may be in another sleep by now
+
+    def writer(self) -> int:
+        """A descriptor: a byte to it is as good as `wake`."""
+        return self._theirs.fileno()
+
+    def fileno(self) -> int:
+        """What tells that somebody has woken; then `drain`."""
+        return self._ours.fileno()
+
+    def drain(self) -> None:
+        with contextlib.suppress(OSError):
+            self._ours.recv(4096)
+
+    def may_sleep(self) -> bool:
+        """The sleeper is about to wait. `rise` afterwards, whatever the answer is."""
+        self._sleep = next(self._sleeps)
+        return not self._poked
+
+    def rise(self) -> None:
+        """The sleeper is awake, and looks at everything next."""
+        self._sleep, self._poked = 0, False
+
+    def close(self) -> None:
+        self._theirs.close()
+        self._ours.close()

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, NoReturn
 from pooltrace.errors import InternalError, TaskExitError
 from pooltrace.pool import _channel, descriptors, jobs
 from pooltrace.pool._channel import Frame
-from pooltrace.pool.serialize import Buffer, Pickled, Serializer, describe, is_plain
+from pooltrace.pool.serialize import Buffer, Cells, Pickled, Serializer, cells_of, describe
 from pooltrace.tracer import arena, emit
 
 FUNCTIONS = 32  # jobs whose function a worker keeps,
@@ -101,20 +101,25 @@ def _die_with_parent(fd: int) -> None:
 class _Function:
     """A job's function, as it came."""
 
-    __slots__ = ("loaded", "name", "pickled", "stack", "task")
+    __slots__ = ("cells", "loaded", "name", "pickled", "stack", "task")
 
     def __init__(self, blob: Buffer) -> None:
         (self.name, file, line, self.task), pickled = jobs.read_blob(memoryview(blob))
         self.stack = emit.frame(self.name, file, line)
         self.pickled = bytes(pickled)
         self.loaded: Callable[..., Any] | None = None
+        self.cells: Cells = []
 
     def load(self) -> Callable[..., Any]:
+        """The callable, as it came."""
         if self.loaded is not None:
+            for cell, value in self.cells:
+                cell.cell_contents = value
             return self.loaded
         function: Callable[..., Any] = Serializer.loads(self.pickled, [])
-        if is_plain(function):
-            self.loaded = function
+        cells = cells_of(function)
+        if cells is not None:
+            self.loaded, self.cells = function, cells
         return function
 
 

@@ -59,12 +59,14 @@ static inline bool has_stack(const struct writer *w, const stack_t_ *s, uint32_t
     return !s || (s->epoch == intern_epoch && s->id < w->stacks && w->stack_mark[s->id] == gen);
 }
 
+static inline bool is_defined(struct writer *w, const struct refs *r, uint32_t gen) {
+    return w->marks_epoch == intern_epoch && has_string(w, r->name, gen) && has_stack(w, r->stack, gen) && has_stack(w, r->start, gen);
+}
+
 /* Opens an event whose names and stacks are defined in its generation; `in`: only for a thread that is in the trace. */
 static inline int open_with(struct writer *w, struct event *ev, size_t need, const struct refs *r, bool in) {
     if (!writer_open(w, ev, need) || (in && !is_in(w))) return 0;
-    if (w->marks_epoch == intern_epoch && has_string(w, r->name, ev->gen) && has_stack(w, r->stack, ev->gen) &&
-        has_stack(w, r->start, ev->gen))
-        return 1;
+    if (is_defined(w, r, ev->gen)) return 1;
     return open_defining(w, ev, need, r, in);
 }
 

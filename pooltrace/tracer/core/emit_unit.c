@@ -7,10 +7,11 @@ static inline struct writer *ready_any(void) {
     return w && (w->kind == KIND_WORKER || may_write(w)) ? w : NULL;
 }
 
-/* `what`: the kind of one of ours, the serial of a user's. */
-static inline void emit_region(struct writer *w, enum op op, uint64_t what, uint64_t task, const struct refs *r) {
+/* `what`: the kind of one of ours, the serial of a user's.  `again`: it begins when the last event was. */
+static inline void emit_region(struct writer *w, enum op op, uint64_t what, uint64_t task, const struct refs *r, bool again) {
     struct event ev;
-    while (open_with(w, &ev, 56, r, w->kind != KIND_WORKER)) {
+    bool open = again && w->kind == KIND_WORKER && writer_open_at(w, &ev, 56, true) && is_defined(w, r, ev.gen);
+    while (open || open_with(w, &ev, 56, r, w->kind != KIND_WORKER)) {
         *ev.p++ = (uint8_t)op;
         ev.p = put_varint(ev.p, ev.dt);
         ev.p = put_varint(ev.p, what);
@@ -18,6 +19,7 @@ static inline void emit_region(struct writer *w, enum op op, uint64_t what, uint
         ev.p = put_varint(ev.p, string_id(r->name));
         ev.p = put_varint(ev.p, id_of(r->stack));
         if (writer_publish(w, &ev)) break;
+        open = false;
     }
 }
 
@@ -56,8 +58,8 @@ static PyObject *region_begin(PyObject *m, PyObject *const *args, Py_ssize_t n) 
         PyErr_SetString(PyExc_ValueError, "region_begin(): kind must be REGION, PHASE or ITEM");
         failed = true;
     }
-    if (!failed && kind == REGION_USER) emit_region(w, OP_SPAN, serial = ++serials, task, &r);
-    else if (!failed) emit_region(w, OP_REGION, kind, task, &r);
+    if (!failed && kind == REGION_USER) emit_region(w, OP_SPAN, serial = ++serials, task, &r, false);
+    else if (!failed) emit_region(w, OP_REGION, kind, task, &r, false);
     emit_end();
     refs_free(&r);
     return failed ? NULL : PyLong_FromUnsignedLongLong(serial);
@@ -172,20 +174,21 @@ static PyObject *idle(PyObject *m, PyObject *unused) {
     Py_RETURN_NONE;
 }
 
-/* One item: its region, its call. */
-static PyObject *run_item(PyObject *func, PyObject *item, bool star, uint64_t task, const struct refs *r) {
+/* One item: its region, its call.  *ended: this thread's last event is the end of its region, and that was just now. */
+static PyObject *run_item(PyObject *func, PyObject *item, bool star, uint64_t task, const struct refs *r, bool *ended) {
     PyObject *args = NULL, *result = NULL;
     if (star && !(args = PySequence_Tuple(item))) return NULL;
     struct writer *w = ready_any();
     if (w) {
         in_emit++; /* the ids stay, though a full pipe is waited for without the GIL */
-        emit_region(w, OP_REGION, REGION_ITEM, task, r);
+        emit_region(w, OP_REGION, REGION_ITEM, task, r, *ended);
         emit_end();
     }
     result = star ? PyObject_Call(func, args, NULL) : PyObject_CallOneArg(func, item);
     Py_XDECREF(args);
     w = ready_any();
     if (w) emit_region_end(w); /* the merge drops it when its begin was not in this trace */
+    *ended = w != NULL && !star; /* the next item's arguments may take their time */
     return result;
 }
 
@@ -199,13 +202,14 @@ static PyObject *run_chunk(PyObject *m, PyObject *const *args, Py_ssize_t n) {
     if (!items) return NULL;
     in_emit++; /* the names stay while the chunk runs */
     PyObject *results = NULL;
+    bool ended = false;
     if ((r.name = string_of_cached(args[4])) && arg_stack(args[5], true, &r.stack) == 0)
         results = PyList_New(0);
     emit_end();
     for (Py_ssize_t i = 0; results && i < PySequence_Fast_GET_SIZE(items); i++) {
         PyObject *item = PySequence_Fast_GET_ITEM(items, i);
         Py_INCREF(item);
-        PyObject *result = run_item(args[0], item, star != 0, task, &r);
+        PyObject *result = run_item(args[0], item, star != 0, task, &r, &ended);
         Py_DECREF(item);
         if (!result || PyList_Append(results, result) < 0) Py_CLEAR(results);
         Py_XDECREF(result);

@@ -55,17 +55,21 @@ extern __thread struct writer *tls_writer;
 int writer_open_anew(struct writer *w, struct event *ev, size_t need); /* whatever has happened */
 
 /* 1: encode at ev->p (ev->dt is its time); 0: no trace is on, or none that this thread can write to.
- * Here is what is mostly the case: nobody has touched the word since this thread's last event. */
-static inline int writer_open(struct writer *w, struct event *ev, size_t need) {
+ * First what is mostly the case: nobody has touched the word since this thread's last event.  `again`: that was just
+ * now, and its time serves for this one, too. */
+static inline bool writer_open_at(struct writer *w, struct event *ev, size_t need, bool again) {
     if (w->entry && !w->detached && (w->kind != KIND_THREAD || w->epoch == registry.epoch)) {
-        uint64_t t = now_ns(), g = LOAD(&w->head->gen), word = LOAD(&w->entry->word);
+        uint64_t t = again ? w->last_time : now_ns(), g = LOAD(&w->head->gen), word = LOAD(&w->entry->word);
         if (word == w->last_word && word_gen(word) == word_gen(g) && word_on(word) && word_pos(word) + need + 24 <= PT_BLOCK) {
             uint8_t *at = w->entry->buffer[word_gen(word) & 1] + word_pos(word);
             *ev = (struct event){.word = word, .time = t, .gen = word_gen(word), .start = at, .p = at, .dt = t - w->last_time};
-            return 1;
+            return true;
         }
     }
-    return writer_open_anew(w, ev, need);
+    return false;
+}
+static inline int writer_open(struct writer *w, struct event *ev, size_t need) {
+    return writer_open_at(w, ev, need, false) ? 1 : writer_open_anew(w, ev, need);
 }
 
 /* true: it is in the trace; false: the word had moved on, write it again from writer_open. */
