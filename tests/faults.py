@@ -64,6 +64,13 @@ def run_short(spare: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (size + spare, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
 
+def killed_at(which: Any, x: Any) -> Any:
+    """Kills its process if x is that."""
+    if x == which:
+        killed()
+    return x
+
+
 def unless_three(way: str, x: int) -> int:
     """Squares x; 3 goes wrong, in the way that is named."""
     if x == 3:

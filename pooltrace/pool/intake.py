@@ -136,6 +136,7 @@ class TaskQueue:
             raise MisuseError("this kind of task list is not known")
         function, items, size = batches
         job = self._begin(tasks.job_id, kind, function, "map" if kind == _channel.MAP else "starmap")
+        job.chunk = size
         try:
             self._submit(job, jobs.finite_units(job, items, size, result._number_left), _callers_stack())
         except BaseException as error:  # Ctrl-C while the user's iterable was consumed: nobody will bring the rest
@@ -149,6 +150,7 @@ class TaskQueue:
         result = set_length.__self__  # type: ignore[attr-defined]
         call = "imap_unordered" if "Unordered" in type(result).__name__ else "imap"
         job = self._begin(tasks.job_id, kind if chunked and kind else _channel.APPLY, function, call)
+        job.chunk = batches[2] if chunked and batches else 1
         job.room = threading.Event()
         feeder = threading.Thread(
             target=self._feed,

@@ -9,13 +9,18 @@ from __future__ import annotations
 import inspect
 import itertools
 import marshal
+import reprlib
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from pooltrace.pool import _channel
 from pooltrace.pool.serialize import Pickled, Serializer, describe
 from pooltrace.tracer import emit
+
+CONSTANT = (bool, int, float, str, bytes, type(None))
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 60
 
 Outcome = tuple[bool, Any]  # success, and the value or the exception: what the stock results' _set takes
 AHEAD = 1024  # units of an imap that may wait in the parent; its iterator is not consumed further than that,
@@ -31,6 +36,7 @@ class Job:
         "__weakref__",
         "_blob",
         "_start",
+        "chunk",
         "fed",
         "fed_bytes",
         "file",
@@ -52,6 +58,7 @@ class Job:
         self.id = id
         self.kind = kind
         self.single = single
+        self.chunk = 1  # items of a unit
         self.function: object = function
         self.name, self.file, self.line = describe(function)
         self.task = emit.new_task()
@@ -118,6 +125,15 @@ class Job:
             self.room.set()
 
 
+def short(value: object) -> str:
+    """What a value looks like, in one line of at most some 60 characters. Never raises."""
+    try:
+        text = " ".join(_SHORT.repr(value).split())
+    except BaseException:
+        return f"<{type(value).__name__} object>"
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
 def read_blob(blob: memoryview) -> tuple[tuple[str, str, int, int], memoryview]:
     """The parts of `Job.blob`, in the worker."""
     at = 4 + int.from_bytes(blob[:4], "little")
@@ -131,9 +147,11 @@ class Unit:
     __slots__ = (
         "deaths",
         "error",
+        "first",
         "g",
         "generation",
         "index",
+        "items",
         "job",
         "packed",
         "sent",
@@ -153,16 +171,31 @@ class Unit:
         self.packed: Pickled | None = None  # what it applies the function to, pickled beforehand
         self.size = 0  # bytes of that
         self.sent = False  # a call has posted it
+        self.items = 1  # how many, if it is packed
+        self.first: Sequence[Any] = ()  # of them, if it is packed and was no trouble to keep
         self.error: BaseException | None = None  # known before it runs: the user's iterator raised it
         self.weight = 1  # how many units of the result an error stands for
         self.deaths = 0  # of workers that were about to begin it
 
-    @property
-    def count(self) -> int:
-        """How many items."""
+    def describe(self) -> str:
+        """Which of its job's items it has, and the first one, or the first argument; for an error's text."""
+        first = self._first() or self.first
+        if self.job.single:
+            return f" (first argument: {short(first[0])})" if first else ""
+        begin, end = self.span or (self.index * self.job.chunk, self.index * self.job.chunk + self.items)
+        if end - begin == 1:
+            return f" (item {begin}: {short(first[0])})" if first else f" (item {begin})"
+        which = f"items {begin} to {end - 1}"
+        return f" ({which}, the first: {short(first[0])})" if first else f" ({which})"
+
+    def _first(self) -> Sequence[Any]:
+        """Of the arguments, or of the items; empty: there is none, or it is not kept."""
+        what = self.what
+        if what is None:
+            return ()
         if self.span is not None:
-            return self.span[1] - self.span[0]
-        return 1 if self.what is None or self.job.kind == _channel.APPLY else len(self.what)
+            return what[self.span[0] : self.span[0] + 1]  # type: ignore[no-any-return]
+        return (what[0] if self.job.kind == _channel.APPLY else what)[:1]  # type: ignore[no-any-return]
 
     def pack(self, serializer: Serializer) -> None:
         """Pickles now, buffers too: who made the arguments may change them next. Raises what pickling raises."""
@@ -172,6 +205,11 @@ class Unit:
             buffers = [memoryview(bytes(buffer)) for buffer in buffers]
             self.size += sum(buffer.nbytes for buffer in buffers)
         self.packed = payload, buffers
+        if self.job.kind != _channel.APPLY:
+            self.items = len(self.what)
+        first = self._first()
+        if first and type(first[0]) in CONSTANT:
+            self.first = first
         self.what = None
 
     def submit(self, stack: emit.Stack | None) -> None:

@@ -18,7 +18,7 @@ from pooltrace.pool import _channel, descriptors, worker
 from pooltrace.pool._channel import Answer
 from pooltrace.pool.jobs import Job, Unit
 from pooltrace.pool.serialize import Serializer
-from pooltrace.tracer import arena, emit, session
+from pooltrace.tracer import arena, emit, machine, session
 
 MOST_DEATHS = 5  # of workers that were about to begin a unit; then it is to blame
 DEPTH = 2  # units at a worker: one runs, one waits; more of them
@@ -76,6 +76,21 @@ class _Lock:
 os.register_at_fork(after_in_child=_Lock.renew)
 
 
+class _OomKills:
+    """Which of the kernel's kills for want of memory explain deaths that were told already."""
+
+    told = 0
+
+    @classmethod
+    def explain(cls, before: int) -> bool:
+        """Whether one that no other death had explains that of a process which was started when there were so many."""
+        before = max(before, cls.told)
+        if machine.oom_kills() <= before:
+            return False
+        cls.told = before + 1
+        return True
+
+
 class Slot:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
@@ -123,6 +138,7 @@ class Slot:
         self.ready = self.stopping = self.writing = False
         self.died_lent = False  # while a call had it
         self.listening = 0  # what the engine's selector looks for in the channel
+        self.oom_kills = machine.oom_kills()
         self.restless = False  # it may have results that it has not told of,
         self.passed = 0  # or has begun units since the last look
         self.start_error: BaseException | None = None
@@ -201,20 +217,18 @@ class Slot:
 
     def how_it_ended(self) -> str:
         assert self.process is not None
-        return describe_exit(self.process.pid or 0, self.exit_status())
+        status = self.exit_status()
+        short = status == -signal.SIGKILL and _OomKills.explain(self.oom_kills)
+        return describe_exit(self.process.pid or 0, status) + (" (out of memory)" if short else "")
 
     def lost(self, unit: Unit, how: str) -> WorkerLostError:
         """The error of a unit that died with this worker; `how` is the worker's end, in words."""
         assert self.process is not None
-        where = f"item {unit.index}"
-        if unit.span is not None:
-            where = f"items {unit.span[0]} to {unit.span[1] - 1}"
-        elif unit.job.kind != _channel.APPLY:
-            where = f"chunk {unit.index} of {unit.count} items"
+        what = unit.job.name + unit.describe()
         if unit.deaths >= MOST_DEATHS:
-            text = f"{unit.deaths} workers died before they could begin {unit.job.name} ({where}); of the last, {how}"
+            text = f"{unit.deaths} workers died before they could begin {what}; of the last, {how}"
         else:
-            text = f"worker {how} while it ran {unit.job.name} ({where})"
+            text = f"worker {how} while it ran {what}"
         code = self.process.exitcode
         number = -code if code is not None and code < 0 else None
         pid = self.process.pid or 0

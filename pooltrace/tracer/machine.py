@@ -1,38 +1,53 @@
-"""What the machine gives this process: how much memory it may use."""
+"""What the machine gives this process: how much memory it may use, and whether that was too little."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator
+
+_CGROUP, _ROOT = "/proc/self/cgroup", "/sys/fs/cgroup"  # which are this process's; where they are
+
+
+def _memory_cgroups() -> Iterator[tuple[int, str]]:
+    """Version and directory of each cgroup that has a say in this process's memory, the innermost first."""
+    try:
+        with open(_CGROUP, encoding="utf-8") as file:
+            lines = file.read().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        version, root = (2, _ROOT) if controllers == "" else (1, f"{_ROOT}/memory")
+        while True:
+            yield version, root + path.rstrip("/")
+            if path in ("", "/"):
+                break
+            path = os.path.dirname(path)
 
 
 def _cgroup_limit() -> int:
     """The tightest memory limit of this process's cgroup and those above it in bytes, 0 for none."""
     limits = []
-    try:
-        with open("/proc/self/cgroup", encoding="utf-8") as file:
-            lines = file.read().splitlines()
-    except OSError:
-        return 0
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers not in ("", "memory"):
-            continue
-        root, name = (
-            ("/sys/fs/cgroup", "memory.max")
-            if controllers == ""
-            else ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")
-        )
-        while True:
-            with (
-                contextlib.suppress(OSError, ValueError),
-                open(root + path.rstrip("/") + "/" + name, encoding="ascii") as file,
-            ):
-                limits.append(int(file.read()))
-            if path in ("", "/"):
-                break
-            path = os.path.dirname(path)
+    for version, directory in _memory_cgroups():
+        name = "memory.max" if version == 2 else "memory.limit_in_bytes"
+        with contextlib.suppress(OSError, ValueError), open(f"{directory}/{name}", encoding="ascii") as file:
+            limits.append(int(file.read()))
     return min(limits, default=0)
+
+
+def oom_kills() -> int:
+    """How many processes of this cgroup the kernel has killed because memory was short; 0 too if it does not say."""
+    for version, directory in _memory_cgroups():
+        name = "memory.events" if version == 2 else "memory.oom_control"
+        with contextlib.suppress(OSError, ValueError), open(f"{directory}/{name}", encoding="ascii") as file:
+            for line in file:
+                key, _, value = line.partition(" ")
+                if key == "oom_kill":
+                    return int(value)
+    return 0
 
 
 def memory_limit() -> int:
