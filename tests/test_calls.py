@@ -24,6 +24,7 @@ from test_truth import pool_of
 import pooltrace
 from pooltrace.errors import PoolTerminatedError, WorkerLostError
 from pooltrace.format import order
+from pooltrace.pool.engine import Engine
 from pooltrace.pool.pool import StdPool
 from pooltrace.pool.slots import Slot
 from pooltrace.tracer import session
@@ -106,32 +107,95 @@ def test_what_cannot_be_pickled_in_a_call(called: list[Slot]) -> None:
         assert len(called) == 3
 
 
-class Late(Gate):
-    """Kills the worker of `pool` when a call has it, and lets it go on when the dispatcher has seen that. Once."""
+def test_the_dispatcher_sees_the_death_first(called: list[Slot], fifos: Fifos) -> None:
+    """It leaves the slot alone until it comes back. (The call is told of the death by a pipe of ours.)"""
+    told, tell = os.pipe()
+    with StdPool(1) as pool, ThreadPoolExecutor(1) as thread:
+        calling(pool)
+        slot = pool._engine._slots[0]
+        assert slot.end is not None
+        slot.end.watch(told)
+        call = thread.submit(pool.apply, jobs.die_with_channel_open, fifos.names())
+        fifos.wait()
+        while not slot.died_lent:
+            threading.Event().wait(0.001)
+        assert slot.end.lent
+        os.write(tell, b".")
+        with pytest.raises(WorkerLostError, match="killed by SIGKILL"):
+            call.result()
+        fifos.open()
+        assert pool.apply(square, (8,)) == 64
+    assert len(called) >= 1
+    os.close(told)
+    os.close(tell)
 
-    def __init__(self, pool: StdPool) -> None:
-        super().__init__()
-        self.slot: Slot | None = pool._engine._slots[0]
 
-    def __enter__(self) -> None:
-        slot, self.slot = self.slot, None
-        if slot is not None:
-            assert slot.end is not None
-            assert slot.end.lent
-            slot.kill()
-            while not slot.died_lent:
-                threading.Event().wait(0.001)
-        super().__enter__()
-
-
-def test_the_dispatcher_sees_the_death_first(called: list[Slot], monkeypatch: pytest.MonkeyPatch) -> None:
-    """It leaves the slot alone until it comes back. The unit has not begun: another worker runs it."""
+def test_a_worker_that_talks_nonsense_to_a_call(called: list[Slot], fifos: Fifos) -> None:
+    """The call gives it back, and the dispatcher hears of it, though nothing comes any more."""
     with StdPool(1) as pool:
         calling(pool)
-        monkeypatch.setattr(session, "begins", Late(pool))
-        assert pool.apply(square, (7,)) == 49
-        assert len(called) == 1
+        with pytest.raises(WorkerLostError, match="killed by SIGKILL"):
+            pool.apply(jobs.talk_nonsense, fifos.names())
         assert pool.apply(square, (8,)) == 64
+
+
+class Leaving(Gate):
+    """Does something when it is left for the first time, as a signal's handler may."""
+
+    def __init__(self, action: Callable[[], object]) -> None:
+        super().__init__()
+        self._actions = [action]
+
+    def __exit__(self, *details: object) -> None:
+        super().__exit__(*details)
+        while self._actions:
+            self._actions.pop()()
+
+
+def test_a_handler_that_calls_when_the_unit_was_sent(called: list[Slot], monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a pool of one worker: the unit of the second call waits behind that of the first."""
+    with StdPool(1) as pool:
+        calling(pool)
+        found: list[int] = []
+        monkeypatch.setattr(session, "begins", Leaving(lambda: found.append(pool.apply(square, (5,)))))
+        assert pool.apply(square, (6,)) == 36
+        assert found == [25]
+        assert len(called) == 1
+
+
+def test_a_handler_that_terminates_when_the_unit_was_sent(
+    called: list[Slot], monkeypatch: pytest.MonkeyPatch, fifos: Fifos, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with StdPool(1) as pool:
+        calling(pool)
+        monkeypatch.setattr(session, "begins", Leaving(pool.terminate))
+        with pytest.raises(PoolTerminatedError):
+            pool.apply(jobs.wait_between, fifos.names())
+        pool.join()
+    assert capfd.readouterr().err == ""
+
+
+def test_calls_leave_the_dispatcher_alone(called: list[Slot], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even when it had something to do, of which the next call is no part."""
+    turns: list[None] = []
+    turn = Engine._turn
+
+    def counted(self: Engine, events: Any) -> None:
+        turns.append(None)
+        turn(self, events)
+
+    monkeypatch.setattr(Engine, "_turn", counted)
+    with StdPool(1) as pool, ThreadPoolExecutor(1) as thread:
+        calling(pool)
+        done = thread.submit(lambda: [pool.apply(square, (i,)) for i in range(300)])
+        for _ in range(5):
+            pool._engine.wake()
+        done.result()
+        before = len(turns)
+        for i in range(300):
+            assert pool.apply(square, (i,)) == i * i
+        assert len(turns) - before < 10
+    assert len(called) > 300
 
 
 class Interrupted(BaseException):
@@ -273,8 +337,8 @@ def test_a_call_that_is_interrupted_at_any_instruction(called: list[Slot]) -> No
     assert called
 
 
-def test_the_users_pickling_may_use_the_pool(called: list[Slot]) -> None:
-    """It runs before the call has the worker, and under no lock."""
+def test_the_users_pickling_may_use_the_pool(called: list[Slot], tmp_path: Path, judge: Judge) -> None:
+    """It runs before the call has the worker, under no lock, and outside of the wait that the trace shows."""
     with StdPool(1) as pool:
         calling(pool)
 
@@ -282,8 +346,10 @@ def test_the_users_pickling_may_use_the_pool(called: list[Slot]) -> None:
             def __reduce__(self) -> tuple[object, ...]:
                 return identity, (pool.apply(square, (6,)),)
 
-        assert pool.apply(identity, (Asks(),)) == 36
+        with pooltrace.trace(tmp_path / "t.trace"):
+            assert pool.apply(identity, (Asks(),)) == 36
         assert len(called) == 2
+    assert judge(tmp_path / "t.trace").tasks == 2
 
 
 def test_an_interrupt_while_the_result_is_unpickled_is_the_callers(called: list[Slot]) -> None:

@@ -528,7 +528,7 @@ def test_misuse_is_told() -> None:
 
 
 class Gated(Gate):
-    """What is done while a call has the end, before its unit is sent."""
+    """What is done before a call has the end."""
 
     def __init__(self, action: Callable[[], object] = lambda: None) -> None:
         super().__init__()
@@ -609,13 +609,10 @@ def test_only_an_idle_end_is_lent(channel: Channel, caller: Caller) -> None:
     channel.run(1)
     channel.receive()
     assert parent.idle
-    parent.stop()
-    assert caller.call(Sent()) is False  # something is to be sent
-    channel.send()
-    assert parent.idle
     parent.watch(-1)
     assert caller.call(Sent()) is False  # nobody would see a death
     parent.watch(caller.dead)
+    assert parent.idle
     assert parent.retire()
     assert caller.call(Sent()) is False
     parent.close()
@@ -626,30 +623,58 @@ def test_only_an_idle_end_is_lent(channel: Channel, caller: Caller) -> None:
 def test_an_end_that_is_lent_is_let_alone(channel: Channel, caller: Caller) -> None:
     """Whoever wants it is woken when it is back."""
     parent, unit = channel.parent, Sent()
-
-    def meanwhile() -> None:
-        with pytest.raises(BlockingIOError):
-            channel.post("other")
+    with ThreadPoolExecutor(1) as thread:
+        call = thread.submit(caller.call, unit)
+        assert channel.take().claimed
+        assert parent.lent
         assert caller.call(Sent()) is False
-        assert (parent.inflight, parent.idle, parent.take_back(5)) == (0, False, [])
-        assert parent.flush()
+        assert (parent.inflight, parent.idle, parent.take_back(5)) == (1, False, [])
         assert channel.receive() == []
-        parent.drop_unsent()
         with pytest.raises(RuntimeError, match="in use"):
             parent.close()
-        assert parent.lent
-
-    def run() -> None:
-        channel.run(1)
+        channel.worker.answer(0, b"", [])
         channel.worker.ring()
-
-    with ThreadPoolExecutor(1) as thread:
-        done = thread.submit(run)
-        answer = caller.call(unit, gate=Gated(meanwhile))
-        done.result()
-    assert answer.unit is unit
+        assert call.result().unit is unit
     assert not parent.lent
     assert caller.was_woken()
+
+
+def test_an_end_that_was_stopped_is_not_lent(channel: Channel, caller: Caller) -> None:
+    channel.parent.stop()
+    assert caller.call(Sent()) is False
+    channel.send()
+    assert caller.call(Sent()) is False
+
+
+ASKS: dict[str, Callable[[Channel], object]] = {
+    "ask": lambda channel: channel.parent.ask(),
+    "flush": lambda channel: not channel.parent.flush(),
+    "retire": lambda channel: channel.parent.retire(),
+    "stop": lambda channel: channel.parent.stop(),
+    "drop_unsent": lambda channel: channel.parent.drop_unsent(),
+    "take_back": lambda channel: channel.parent.take_back(1),
+}
+
+
+@pytest.mark.parametrize("what", [*ASKS, "post", "nothing"])
+def test_whoever_wants_a_lent_end_is_woken_when_it_is_back(what: str, channel: Channel, caller: Caller) -> None:
+    with ThreadPoolExecutor(1) as thread:
+        call = thread.submit(caller.call, Sent())
+        assert channel.take().claimed
+        if what == "post":
+            with pytest.raises(BlockingIOError):
+                channel.post("other")
+        elif what in ASKS:
+            assert not ASKS[what](channel)
+        assert channel.parent.lent
+        assert not channel.parent.idle
+        channel.worker.answer(0, b"", [])
+        channel.worker.ring()
+        call.result()
+    assert caller.was_woken() == (what != "nothing")
+    if what == "stop":
+        channel.send()
+        assert channel.take().kind == _channel.STOP
 
 
 @pytest.mark.parametrize("begun", [True, False])
@@ -710,9 +735,63 @@ def test_a_gate_that_raises(channel: Channel, caller: Caller) -> None:
     assert (unit.sent, channel.parent.idle, caller.was_woken()) == (False, True, False)
     with pytest.raises(Interrupted):
         caller.call(unit, gate=Shut())
+    assert not channel.parent.lent
     assert (unit.sent, channel.parent.units(), caller.was_woken()) == (True, [unit], True)
     channel.run(1)
     assert [answer.unit for answer in channel.receive()] == [unit]
+
+
+def test_who_uses_the_end_while_the_gate_is_left_keeps_it(channel: Channel, caller: Caller) -> None:
+    """Python code runs there, a handler perhaps; the call leaves its unit to the dispatcher."""
+
+    class Between(Gated):
+        def __exit__(self, *_: object) -> None:
+            assert not channel.parent.lent
+            channel.post("other")
+
+    unit = Sent()
+    assert caller.call(unit, gate=Between()) is None
+    assert caller.was_woken()
+    channel.send()
+    channel.run(2)
+    assert [answer.unit for answer in channel.receive()] == [unit, "other"]
+
+
+def test_an_answer_beside_nonsense_is_brought(channel: Channel, caller: Caller) -> None:
+    """The next who receives hears of the nonsense."""
+
+    def answer() -> None:
+        assert channel.take().claimed
+        channel.page[PASSED : PASSED + 8] = struct.pack("=Q", 100)
+        channel.worker.answer(0, bytes(20_000), [])
+
+    with ThreadPoolExecutor(1) as thread:
+        done = thread.submit(answer)
+        assert len(caller.call(Sent()).payload) == 20_000
+        done.result()
+    assert caller.call(Sent()) is False
+    with pytest.raises(OSError, match="Protocol error"):
+        channel.receive()
+
+
+def test_a_signal_while_a_large_unit_is_sent_is_handled_at_once(
+    channel: Channel, caller: Caller, handled: threading.Event
+) -> None:
+    """Most of the time it comes where no system call is interrupted by it."""
+    unit = Sent()
+
+    def read() -> None:
+        interrupt(handled)
+        while not channel.worker.take():
+            channel.worker.wait()
+
+    with ThreadPoolExecutor(1) as thread:
+        done = thread.submit(read)
+        with pytest.raises(Interrupted):
+            caller.call(unit, bytes(20 << 20))
+        assert unit.sent
+        while not done.done():
+            channel.parent.flush()
 
 
 def test_a_handler_that_raises_amid_a_call(channel: Channel, caller: Caller, handled: threading.Event) -> None:

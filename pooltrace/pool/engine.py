@@ -336,14 +336,17 @@ class Engine:
         self._selector.register(slot.watch(), selectors.EVENT_READ, slot)
 
     def _take_over(self) -> None:
-        """From calls that are over: their workers, dead ones, and those that still have their unit."""
+        """From calls that are over: their workers, dead ones, and those that still have their unit, or its answer."""
         for slot in self._slots:
-            if slot.end is None or slot.listening or slot.end.lent:
+            if slot.end is None or slot.end.lent:
                 continue
             if slot.died_lent:
                 slot.died_lent = False
                 self._selector.register(slot.pidfd, selectors.EVENT_READ, slot)
-            self._flush(slot)
+            if slot.inflight:
+                self._answer(slot, slot.receive(), False)
+            if slot.inflight or not slot.listening:
+                self._flush(slot)
 
     def _died(self, slot: Slot) -> None:
         """Rule 3: first what it has said, then what it has not."""
@@ -363,7 +366,7 @@ class Engine:
         expected = slot.stopping or slot.has_served() or self.state == TERMINATE
         ready, start_error = slot.ready, slot.start_error
         how = slot.how_it_ended()
-        if waiting and not begun:
+        if waiting and not begun and not expected:
             waiting[0].deaths += 1  # it may have died of reading it
         hopeless = [unit for unit in waiting[:1] if unit.deaths >= MOST_DEATHS]
         errors = {unit: slot.lost(unit, how) for unit in (*begun, *hopeless)}

@@ -17,6 +17,7 @@ from pooltrace.pool import _channel, jobs
 from pooltrace.pool._channel import Answer
 from pooltrace.pool.jobs import Job, Tasks, Unit, Waiting
 from pooltrace.pool.results import Direct, abort, end_iterator, end_job, outcome
+from pooltrace.pool.serialize import Serializer
 from pooltrace.tracer import emit
 
 if TYPE_CHECKING:
@@ -65,13 +66,14 @@ class TaskQueue:
             stack = _callers_stack()
             if stack is not None:
                 unit.submit(stack)
-            answer = _call(slot, unit, engine, stack)
+            blob = _pack(unit, engine.serializer)
+            answer = _call(slot, unit, blob, engine.waker(), stack)
             if answer is False:
                 unit.sent = True  # by others
                 engine.inbox.append(unit)
                 engine.wake()
             elif answer is not None and answer.unit is unit:
-                slot.answered_all([answer])
+                slot.was_called(answer)
                 result._set(0, outcome(engine.serializer.family, answer, Exception))
             if engine.fault is not None:
                 self._fail_late(job)
@@ -222,11 +224,21 @@ class TaskQueue:
             emit.leave()
 
 
-def _call(slot: Slot, unit: Unit, engine: Engine, stack: emit.Stack | None) -> Answer | Literal[False] | None:
+def _pack(unit: Unit, serializer: Serializer) -> bytes:
+    """Pickles the arguments of a call, and its function, which it returns. Raises what that raises."""
+    emit.region_begin(emit.PHASE, 0, "pickle", None)
+    try:
+        unit.packed = serializer.dumps(unit.payload())
+        return unit.job.blob(serializer)
+    finally:
+        emit.region_end()
+
+
+def _call(slot: Slot, unit: Unit, blob: bytes, waker: int, stack: emit.Stack | None) -> Answer | Literal[False] | None:
     """See Slot.call. `stack`: who waits for it, if that is to be seen."""
     ticket = emit.go_block("waiting for a result", stack) if stack is not None else None
     try:
-        return slot.call(unit, engine.serializer, engine.waker())
+        return slot.call(unit, blob, waker)
     finally:
         emit.go_resume(ticket)
 

@@ -262,7 +262,7 @@ class Slot:
     def is_open(self) -> bool:
         """It may be sent units now."""
         end = self.end
-        usable = end is not None and self.ready and not self.stopping and not end.ended and not end.lent
+        usable = end is not None and self.ready and not self.stopping and not end.ended and end.ask()
         return usable and end is not None and self._left(end) > 0 and end.room > 0
 
     def is_idle(self) -> bool:
@@ -313,20 +313,23 @@ class Slot:
             self.flush()
         return True
 
-    def call(self, unit: Unit, serializer: Serializer, waker: int) -> Answer | Literal[False] | None:
-        """Sends the only unit of a job and waits for its answer, in the calling thread.
+    def call(self, unit: Unit, blob: bytes, waker: int) -> Answer | Literal[False] | None:
+        """Sends the only unit of a job, packed, and waits for its answer, in the calling thread.
 
         False: the worker is not idle any more. None: the dispatcher has to go on, and is told by a byte to `waker`.
-        Raises what pickling raises, and what a signal's handler does.
+        Raises what a signal's handler does.
         """
-        job, end = unit.job, self.end
-        blob = job.blob(serializer)
-        payload, buffers = unit.packed = serializer.dumps(unit.payload())
-        if end is None:
+        job, end, packed = unit.job, self.end, unit.packed
+        if end is None or packed is None or not self.is_idle():
             return False
-        flags = _channel.FRESH | _channel.ONCE
-        gate = session.begins
-        return end.call(unit, job.kind, flags, unit.generation, unit.g, job.id, blob, payload, buffers, gate, waker)
+        flags, gate = _channel.FRESH | _channel.ONCE, session.begins
+        return end.call(unit, job.kind, flags, unit.generation, unit.g, job.id, blob, *packed, gate, waker)
+
+    def was_called(self, answer: Answer) -> None:
+        """A call had this answer; any thread. The worker may have answered another one since."""
+        unit = answer.unit
+        if self.last is None or self.last[0] < unit.g:
+            self.last = (unit.g, unit.job)
 
     def flush(self) -> bool:
         """Sends what it can; True when all is sent. A worker that cannot be sent to is left to its death, or killed."""

@@ -3,6 +3,7 @@
  *   page.h     the shared page: who has a unit, and the ring of results; no Python
  *   stream.c   frames as bytes of the socket, in and out
  *   parent.c   the parent's end: sends units, has them in flight, receives answers
+ *   call.c     and a call, by which another thread does that for one unit
  *   worker.c   the worker's end: claims units, answers them
  *
  * Nothing here knows jobs, pickles or tracing, and nothing decides which unit goes where.  All with the GIL, except

@@ -1,38 +1,7 @@
-/* The parent's end of a channel: units that are on their way to one worker, and the answers that come back.
- *
- * It is the dispatcher's, but for calls: `call` sends one unit and waits for its answer in the calling thread, and has
- * the end meanwhile (`lent`).  That begins and ends inside one function, by which the GIL is held when it changes: no
- * signal's handler, no exception in a thread can leave it lent.  The dispatcher's own calls do nothing to an end that is
- * lent; it says that it wants it, and is woken when it is back.
- */
-#include "channel.h"
+/* The parent's end of a channel: units that are on their way to one worker, and the answers that come back. */
+#include "parent.h"
 
 #include <errno.h>
-#include <poll.h>
-#include <sys/socket.h>
-
-#define ROUNDS 32 /* receive calls at a time: the other workers have a turn, too */
-
-typedef struct {
-    PyObject_HEAD
-    struct receiver in;
-    struct sender out;
-    struct page *page;       /* owned mapping; NULL once closed */
-    uint64_t next;           /* number of the next unit that is sent */
-    uint64_t tail;           /* bytes of results that were taken; the page's own is for the worker */
-    PyObject *unit[WINDOW];  /* owned: units in flight, by number % WINDOW; NULL: answered or taken back */
-    uint64_t seq[WINDOW];    /* their numbers */
-    uint64_t size[WINDOW];   /* bytes of their frames, */
-    uint64_t waiting;        /* and of all in flight */
-    Py_ssize_t inflight;     /* how many there are */
-    uint64_t taken, answers; /* units that were taken back; that were answered */
-    int pidfd;               /* borrowed: readable when the worker is dead; -1: there is none */
-    bool ended;              /* the worker has closed its end */
-    bool broken;             /* what it says makes no sense; nothing more is read */
-    bool lent;               /* a call has it */
-    bool wanted;             /* and somebody has asked for it */
-    bool retired;            /* it is lent no more */
-} parent_t;
 
 PyTypeObject *AnswerType;
 
@@ -72,7 +41,7 @@ static int parent_clear(parent_t *p) {
 }
 
 /* Somebody else has it; he is told to say when it is back. */
-static bool is_lent(parent_t *p) {
+bool parent_is_lent(parent_t *p) {
     p->wanted |= p->lent;
     return p->lent;
 }
@@ -80,7 +49,7 @@ static bool is_lent(parent_t *p) {
 static PyObject *parent_retire(parent_t *p, PyObject *unused) {
     (void)unused;
     p->retired = true;
-    return PyBool_FromLong(!is_lent(p));
+    return PyBool_FromLong(!parent_is_lent(p));
 }
 
 static PyObject *parent_close(parent_t *p, PyObject *unused) {
@@ -102,13 +71,14 @@ static int parent_traverse(parent_t *p, visitproc visit, void *arg) {
 
 static void parent_dealloc(parent_t *p) {
     PyObject_GC_UnTrack(p);
+    p->lent = false; /* by a thread that is not in this process: of a fork */
     Py_XDECREF(parent_close(p, NULL));
     Py_TYPE(p)->tp_free(p);
 }
 
 /* ---- to the worker ---- */
 /* How many more may be sent: a unit's word and place are used again only when the worker is past them. */
-static Py_ssize_t room(parent_t *p) {
+Py_ssize_t parent_room(parent_t *p) {
     uint64_t passed = atomic_load_explicit(&p->page->passed, memory_order_acquire), on_way = p->next - passed;
     if (on_way >= WINDOW - 1) return 0; /* or the page makes no sense */
     uint64_t n = 0, most = WINDOW - 1 - on_way;
@@ -117,7 +87,7 @@ static Py_ssize_t room(parent_t *p) {
 }
 
 /* args as of post().  false with an exception set: it is not in flight. */
-static bool post(parent_t *p, PyObject *const *args) {
+bool parent_send(parent_t *p, PyObject *const *args) {
     struct frame_head head = {0};
     long kind = PyLong_AsLong(args[1]), flags = PyLong_AsLong(args[2]);
     head.generation = (uint32_t)PyLong_AsUnsignedLong(args[3]);
@@ -128,7 +98,7 @@ static bool post(parent_t *p, PyObject *const *args) {
         PyErr_SetString(PyExc_ValueError, "a frame has a kind of unit, flags, and a list of buffers");
         return false;
     }
-    if (room(p) == 0) {
+    if (parent_room(p) == 0) {
         PyErr_SetString(PyExc_BlockingIOError, "as many units are on their way as can be");
         return false;
     }
@@ -148,33 +118,40 @@ static bool post(parent_t *p, PyObject *const *args) {
 
 static PyObject *parent_post(parent_t *p, PyObject *const *args, Py_ssize_t n) {
     if (n != 9) return PyErr_Format(PyExc_TypeError, "post() takes 9 arguments, not %zd", n);
-    if (is_lent(p)) {
+    if (parent_is_lent(p)) {
         PyErr_SetString(PyExc_BlockingIOError, "a call has the worker");
         return NULL;
     }
-    if (!post(p, args)) return NULL;
+    if (!parent_send(p, args)) return NULL;
     Py_RETURN_NONE;
+}
+
+bool parent_send_stop(parent_t *p) {
+    struct frame_head head = {.kind = FRAME_STOP};
+    p->stop_due = false;
+    return sender_add(&p->out, &head, NULL, NULL, NULL);
 }
 
 static PyObject *parent_stop(parent_t *p, PyObject *unused) {
     (void)unused;
-    struct frame_head head = {.kind = FRAME_STOP};
-    (void)is_lent(p); /* it is sent when it is back */
-    if (!is_open(p) || !sender_add(&p->out, &head, NULL, NULL, NULL)) return NULL;
+    if (!is_open(p)) return NULL;
+    p->stopping = true;
+    if (parent_is_lent(p)) p->stop_due = true; /* a call may be sending what we would add to */
+    else if (!parent_send_stop(p)) return NULL;
     Py_RETURN_NONE;
 }
 
 static PyObject *parent_flush(parent_t *p, PyObject *unused) {
     (void)unused;
     if (!is_open(p)) return NULL;
-    if (is_lent(p)) Py_RETURN_TRUE;
+    if (parent_is_lent(p)) Py_RETURN_TRUE;
     int all = sender_flush(&p->out, false);
     return all < 0 ? NULL : PyBool_FromLong(all);
 }
 
 static PyObject *parent_drop_unsent(parent_t *p, PyObject *unused) {
     (void)unused;
-    if (!is_lent(p)) sender_clear(&p->out);
+    if (!parent_is_lent(p)) sender_clear(&p->out);
     Py_RETURN_NONE;
 }
 
@@ -247,7 +224,7 @@ static int take(parent_t *p, PyObject *list) {
 }
 
 /* Into the list; -1 with an exception, what could be had stays in the list. */
-static int receive(parent_t *p, PyObject *list, int rounds) {
+int parent_take_in(parent_t *p, PyObject *list, int rounds) {
     int failed = 0;
     for (int i = 0; i != rounds && !p->ended && !p->broken && !failed; i++) {
         int some = receiver_fill(&p->in, false);
@@ -272,14 +249,14 @@ static PyObject *parent_receive(parent_t *p, PyObject *arg) {
     if (!is_open(p)) return NULL;
     if (!PyList_Check(arg)) return PyErr_Format(PyExc_TypeError, "receive() takes a list to append to");
     if (p->lent) Py_RETURN_NONE;
-    if (receive(p, arg, ROUNDS) < 0) return NULL;
+    if (parent_take_in(p, arg, ROUNDS) < 0) return NULL;
     Py_RETURN_NONE;
 }
 
 static PyObject *parent_receive_rest(parent_t *p, PyObject *arg) {
     if (!is_open(p)) return NULL;
     if (!PyList_Check(arg)) return PyErr_Format(PyExc_TypeError, "receive_rest() takes a list to append to");
-    if (receive(p, arg, -1) < 0) return NULL;
+    if (parent_take_in(p, arg, -1) < 0) return NULL;
     Py_RETURN_NONE;
 }
 
@@ -288,7 +265,7 @@ static PyObject *parent_take_back(parent_t *p, PyObject *arg) {
     Py_ssize_t most = PyLong_AsSsize_t(arg);
     if ((most == -1 && PyErr_Occurred()) || !is_open(p)) return NULL;
     PyObject *list = PyList_New(0);
-    if (is_lent(p)) return list;
+    if (parent_is_lent(p)) return list;
     uint64_t last = p->next > WINDOW ? p->next - WINDOW : 0;
     for (uint64_t seq = p->next; list && seq-- > last && PyList_GET_SIZE(list) < most;) {
         PyObject *unit = p->unit[seq % WINDOW];
@@ -331,78 +308,9 @@ static PyObject *parent_units(parent_t *p, PyObject *unused) {
     return list;
 }
 
-/* ---- a call ---- */
-static bool is_idle(parent_t *p) {
-    bool free = p->page && !p->lent && !p->retired && p->inflight == 0 && p->out.first == p->out.n;
-    return free && !p->ended && !p->broken && p->pidfd >= 0 && room(p) > 0;
-}
-
-/* What went wrong is the dispatcher's to see again; an exception of a signal's handler stays. */
-static int left_to_others(void) {
-    if (!PyErr_ExceptionMatches(PyExc_OSError) && !PyErr_ExceptionMatches(PyExc_MemoryError)) return -1;
-    PyErr_Clear();
-    return 0;
-}
-
-enum { ANSWERED = 1, LEFT = 0, RAISED = -1, SIGNALLED = -2 };
-
-static int await_answer(parent_t *p, PyObject *list, bool sent) {
-    while (PyList_GET_SIZE(list) == 0) {
-        struct pollfd fds[2] = {{.fd = p->out.fd, .events = sent ? POLLIN : POLLIN | POLLOUT}, {.fd = p->pidfd, .events = POLLIN}};
-        int n;
-        Py_BEGIN_ALLOW_THREADS
-        n = poll(fds, 2, -1);
-        Py_END_ALLOW_THREADS
-        if (n < 0) return errno == EINTR ? SIGNALLED : LEFT;
-        if (fds[1].revents || p->ended) return LEFT;
-        if (!sent) {
-            int all = sender_flush(&p->out, false);
-            if (all < 0) return left_to_others();
-            sent = all;
-        }
-        if (fds[0].revents & ~POLLOUT && receive(p, list, ROUNDS) < 0) return left_to_others();
-    }
-    return ANSWERED;
-}
-
-/* Sends the unit while the gate is open, and waits.  With an exception set only if RAISED. */
-static int call(parent_t *p, PyObject *const *args, PyObject *gate, PyObject *list) {
-    PyObject *done = PyObject_CallMethod(gate, "__enter__", NULL);
-    if (!done) return RAISED;
-    Py_DECREF(done);
-    bool posted = post(p, args);
-    if (posted && PyObject_SetAttrString(args[0], "sent", Py_True) < 0) PyErr_Clear();
-    int all = posted ? sender_flush(&p->out, false) : 0, how = posted ? ANSWERED : RAISED;
-    if (all < 0) how = left_to_others();
-    PyObject *type, *value, *traceback;
-    PyErr_Fetch(&type, &value, &traceback);
-    done = PyObject_CallMethod(gate, "__exit__", "OOO", Py_None, Py_None, Py_None);
-    if (!done) how = RAISED;
-    if (type) {
-        PyErr_Clear();
-        PyErr_Restore(type, value, traceback);
-    }
-    Py_XDECREF(done);
-    return how == ANSWERED ? await_answer(p, list, all) : how;
-}
-
-static PyObject *parent_call(parent_t *p, PyObject *const *args, Py_ssize_t n) {
-    if (n != 11) return PyErr_Format(PyExc_TypeError, "call() takes 11 arguments, not %zd", n);
-    int waker = (int)PyLong_AsLong(args[10]);
-    if (waker == -1 && PyErr_Occurred()) return NULL;
-    if (!is_idle(p)) Py_RETURN_FALSE;
-    PyObject *list = PyList_New(0);
-    if (!list) return NULL;
-    p->lent = true;
-    int how = call(p, args, args[9], list);
-    bool tell = (p->wanted || p->inflight > 0) && p->pidfd >= 0;
-    p->lent = p->wanted = false;
-    if (tell) (void)!send(waker, ".", 1, MSG_DONTWAIT | MSG_NOSIGNAL); /* full: it is awake */
-    if (how == SIGNALLED && PyErr_CheckSignals() < 0) how = RAISED; /* only now: the handler may wait for the dispatcher */
-    PyObject *answer = how == RAISED ? NULL : how == ANSWERED ? PyList_GET_ITEM(list, 0) : Py_None;
-    Py_XINCREF(answer);
-    Py_DECREF(list);
-    return answer;
+static PyObject *parent_ask(parent_t *p, PyObject *unused) {
+    (void)unused;
+    return PyBool_FromLong(!parent_is_lent(p));
 }
 
 static PyObject *parent_watch(parent_t *p, PyObject *arg) {
@@ -414,11 +322,11 @@ static PyObject *parent_watch(parent_t *p, PyObject *arg) {
 
 static PyObject *get_idle(parent_t *p, void *unused) {
     (void)unused;
-    return PyBool_FromLong(is_idle(p));
+    return PyBool_FromLong(parent_is_idle(p));
 }
 static PyObject *get_lent(parent_t *p, void *unused) {
     (void)unused;
-    return PyBool_FromLong(is_lent(p));
+    return PyBool_FromLong(p->lent);
 }
 static PyObject *get_waiting(parent_t *p, void *unused) {
     (void)unused;
@@ -434,7 +342,7 @@ static PyObject *get_answers(parent_t *p, void *unused) {
 }
 static PyObject *get_room(parent_t *p, void *unused) {
     (void)unused;
-    return is_open(p) ? PyLong_FromSsize_t(room(p)) : NULL;
+    return is_open(p) ? PyLong_FromSsize_t(parent_room(p)) : NULL;
 }
 static PyObject *get_inflight(parent_t *p, void *unused) {
     (void)unused;
@@ -463,6 +371,7 @@ static PyMethodDef methods[] = {
     {"call", (PyCFunction)(void (*)(void))parent_call, METH_FASTCALL,
      "call(..., gate, waker): post(...) and flush() inside the gate, then waits for the answer, which it returns. False: it is "
      "not idle. None: the dispatcher has to bring the answer; a byte to `waker` tells it. `sent` of the unit: it was posted."},
+    {"ask", (PyCFunction)parent_ask, METH_NOARGS, "ask() -> bool: may it be used? If a call has it, `waker` hears when it is back."},
     {"watch", (PyCFunction)parent_watch, METH_O, "watch(pidfd): it is readable when the worker is dead; -1: nobody is left to be woken."},
     {"retire", (PyCFunction)parent_retire, METH_NOARGS, "retire() -> bool: no call takes it any more; does none have it?"},
     {"close", (PyCFunction)parent_close, METH_NOARGS, "close(): gives memory and units back; not the descriptor."},
@@ -471,7 +380,7 @@ static PyMethodDef methods[] = {
 static PyGetSetDef getset[] = {
     {"room", (getter)get_room, NULL, "How many more units may be posted now.", NULL},
     {"idle", (getter)get_idle, NULL, "A call may take it.", NULL},
-    {"lent", (getter)get_lent, NULL, "A call has it; who asks is woken when it is back.", NULL},
+    {"lent", (getter)get_lent, NULL, "A call has it.", NULL},
     {"waiting", (getter)get_waiting, NULL, "Bytes of the units in flight.", NULL},
     {"assigned", (getter)get_assigned, NULL, "How many units were posted and not taken back.", NULL},
     {"answers", (getter)get_answers, NULL, "How many units were answered.", NULL},
