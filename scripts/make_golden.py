@@ -549,6 +549,12 @@ def add_misread() -> None:
         "at 6003 ns: an event that goes before it has a time",
         one(batch(100, 1000, *parent(), CREATE.replace("dt=10", "dt=10000")), batch(200, 6000, *worker(), START)),
     )
+    misread(
+        "g-displaced",
+        "a status says that another G runs on an M: readers take it, and show the one before as running on",
+        "it runs G 5 all at once, and G 1 nowhere",
+        alone("GoStatus dt=1 g=5 m=100 gstatus=2"),
+    )
     overlap = generation(batch(100, 2000, *parent()), gen=2, time=2000)
     misread(
         "overlap",

@@ -162,6 +162,9 @@ def go_status_of(event: str) -> Callable[[State, M, Args], list[Shown] | None]:
         else:
             raise Broken(f"G {number} is new, after the first generation")
         if status == _RUNNING:
+            if m.g not in (_NONE, number):  # in readers' eyes that one runs on, nowhere
+                why = f"generation {state.gen}, M {m.id}, {event}: it runs G {number} all at once, and G {m.g} nowhere"
+                state.misreads.add(why, event=event, gen=state.gen, m=m.id)
             m.g = number
         elif status == _SYSCALL:
             return _syscall_status(state, m, number, named, row, args)
