@@ -180,7 +180,7 @@ def test_a_row_makes_its_units_one_by_one() -> None:
     row = Row(job, range(7), 3, 0, 3, 100)
     units = [row.take() for _ in range(3)]
     assert [unit.payload() for unit in units] == [(0, 1, 2), (3, 4, 5), (6,)]
-    assert [(unit.g, unit.index, unit.count) for unit in units] == [(100, 0, 3), (101, 1, 3), (102, 2, 1)]
+    assert [(unit.g, unit.index, unit.span) for unit in units] == [(100, 0, (0, 3)), (101, 1, (3, 6)), (102, 2, (6, 7))]
     assert row.left == 0
 
 

@@ -131,6 +131,9 @@ class Engine:
     def close(self) -> None:
         if self.state == RUN:
             self.state = CLOSE
+            for job in list(self.jobs.values()):
+                if job.room is not None:  # whoever waits for results to be taken goes on without
+                    job.room.set()
         self.wake()
 
     def terminate(self) -> None:

@@ -154,6 +154,10 @@ class TaskQueue:
         job = self._begin(tasks.job_id, kind if chunked and kind else _channel.APPLY, function, call)
         job.chunk = batches[2] if chunked and batches else 1
         job.room = threading.Event()
+        if (size := tasks.buffersize) is not None:
+            engine = self._engine
+            job.may_feed = lambda fed: fed - result.taken() < size or engine.state != "RUN"
+            result.room = job.room
         feeder = threading.Thread(
             target=self._feed,
             args=(job, tasks.iterable, chunked, set_length, _callers_stack()),
@@ -175,13 +179,19 @@ class TaskQueue:
         """
         index = -1
         try:
-            for index, item in enumerate(items):
+            iterator = iter(items)
+            while job.has_room():
+                try:
+                    item = next(iterator)
+                except StopIteration:
+                    break
+                index += 1
                 # a chunk is the stock generator's (function, items)
                 unit = Unit(job, index, item[1] if chunked else ((item,), {}), emit.new_g())
                 self._feed_one(job, unit, stack)
                 del item, unit
-                if job.over:
-                    return
+            if job.over:
+                return
         except BaseException as error:
             if job.over:
                 return
@@ -206,12 +216,6 @@ class TaskQueue:
                 unit.error = error
             if traced:
                 emit.region_end()
-        if job.is_full() and not job.over:
-            if traced:
-                emit.leave()  # what follows is a wait
-            job.wait_for_room()
-            if traced:
-                emit.enter()
         job.fed += 1
         job.fed_bytes += unit.size
         if traced:

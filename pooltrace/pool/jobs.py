@@ -44,6 +44,7 @@ class Job:
         "id",
         "kind",
         "line",
+        "may_feed",
         "name",
         "over",
         "room",
@@ -64,7 +65,8 @@ class Job:
         self.task = emit.new_task()
         self.fed = self.fed_bytes = 0  # units that the feeder has submitted; feeder's thread only
         self.sent = self.sent_bytes = 0  # units that are no longer queued; dispatcher's thread only
-        self.room: threading.Event | None = None  # the feeder waits for it when it is too far ahead
+        self.room: threading.Event | None = None  # the feeder waits for it when it is too far ahead,
+        self.may_feed: Callable[[int], bool] | None = None  # or, with so many units fed, of who takes the results
         self.unit_ns = 0  # how long a unit takes, from the last ones; 0: not known yet. Dispatcher's thread only
         self.over = False  # its last result is in, or it was given up
         self._blob: bytes | None = None
@@ -92,16 +94,19 @@ class Job:
     def is_full(self) -> bool:
         """The feeder is as far ahead as it may be."""
         units, size = self.fed - self.sent, self.fed_bytes - self.sent_bytes
-        return units >= AHEAD or (units > 0 and size >= AHEAD_BYTES)
+        if units >= AHEAD or (units > 0 and size >= AHEAD_BYTES):
+            return True
+        return self.may_feed is not None and not self.may_feed(self.fed)
 
-    def wait_for_room(self) -> None:
-        """Until the feeder is not too far ahead any more, or the job is over. Feeder's thread."""
+    def has_room(self) -> bool:
+        """Waits until the feeder is not too far ahead; False: the job is over. Feeder's thread."""
         room = self.room
         assert room is not None
         while self.is_full() and not self.over:
             room.clear()
             if self.is_full() and not self.over:
                 room.wait()
+        return not self.over
 
     def unqueued(self, unit: Unit) -> None:
         """One unit waits no longer. Dispatcher's thread."""
@@ -286,10 +291,13 @@ Waiting = Unit | Row
 class Tasks:
     """What stands in for the stock class's task generator: the engine reads its parts instead of running it."""
 
-    __slots__ = ("function", "iterable", "job_id")
+    __slots__ = ("buffersize", "function", "iterable", "job_id")
 
-    def __init__(self, job_id: int, function: Callable[..., Any], iterable: Iterable[Any]) -> None:
+    def __init__(
+        self, job_id: int, function: Callable[..., Any], iterable: Iterable[Any], buffersize: int | None = None
+    ) -> None:
         self.job_id = job_id
+        self.buffersize = buffersize
         self.function = function
         self.iterable = iterable
 

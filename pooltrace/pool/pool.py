@@ -7,14 +7,16 @@ multiprocess imports dill.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import multiprocessing.pool
 import multiprocessing.util
 import os
+import threading
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pooltrace.pool.engine import CLOSE, RUN, TERMINATE, Engine
@@ -135,7 +137,7 @@ class Face:
         self._engine.wake()  # it keeps the slots filled by itself
 
     def _guarded_task_generation(self, result_job: int, func: Callable[..., Any], iterable: Iterable[Any]) -> Tasks:
-        return Tasks(result_job, func, iterable)
+        return Tasks(result_job, func, iterable, _call.buffersize)
 
     # -- the ends
 
@@ -194,13 +196,53 @@ class Face:
         with _traced():
             return super()._map_async(*args, **kwargs)  # type: ignore[misc]
 
-    def imap(self, func: Callable[[Any], Any], iterable: Iterable[Any], chunksize: int = 1) -> Any:
-        with _traced():
+    def imap(
+        self,
+        func: Callable[[Any], Any],
+        iterable: Iterable[Any],
+        chunksize: int = 1,
+        *,
+        buffersize: int | None = None,
+    ) -> Any:
+        """As the stock pool's. `buffersize`: of the iterable no more is consumed than so many units (items, or chunks)
+        beyond those whose results were taken, as in CPython's `Executor.map`; None: there is no such limit. After
+        `close()` the rest is consumed without waiting. Raises TypeError or ValueError for anything else."""
+        with _traced(), _buffering(buffersize):
             return super().imap(func, iterable, chunksize)  # type: ignore[misc]
 
-    def imap_unordered(self, func: Callable[[Any], Any], iterable: Iterable[Any], chunksize: int = 1) -> Any:
-        with _traced():
+    def imap_unordered(
+        self,
+        func: Callable[[Any], Any],
+        iterable: Iterable[Any],
+        chunksize: int = 1,
+        *,
+        buffersize: int | None = None,
+    ) -> Any:
+        """As the stock pool's; `buffersize` as in `imap`."""
+        with _traced(), _buffering(buffersize):
             return super().imap_unordered(func, iterable, chunksize)  # type: ignore[misc]
+
+
+class _Call(threading.local):
+    """What the stock code has no argument for, on its way through it."""
+
+    buffersize: int | None = None
+
+
+_call = _Call()
+
+
+@contextlib.contextmanager
+def _buffering(size: int | None) -> Iterator[None]:
+    if size is not None and not isinstance(size, int):
+        raise TypeError("buffersize must be an integer or None")
+    if size is not None and size < 1:
+        raise ValueError("buffersize must be None or > 0")
+    _call.buffersize = size
+    try:
+        yield
+    finally:
+        _call.buffersize = None
 
 
 class _traced:

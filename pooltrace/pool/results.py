@@ -185,17 +185,28 @@ class Iterator:
     _job: int
     _pool: object
     unordered: bool
+    room: threading.Event | None = None  # to be set when something was taken; with a `buffersize`
 
     def next(self, timeout: float | None = None) -> Any:
         try:
             success, value = self._items.popleft()
         except IndexError:
-            return super().next(timeout)  # type: ignore[misc]
+            try:
+                return super().next(timeout)  # type: ignore[misc]
+            finally:
+                if self.room is not None:
+                    self.room.set()
+        if self.room is not None:
+            self.room.set()
         if success:
             return value
         raise value
 
     __next__ = next
+
+    def taken(self) -> int:
+        """How many results were taken; any thread."""
+        return self._index - len(self._items)
 
     def set_all(self, answers: list[tuple[int, Outcome]]) -> None:
         """As `_set` for each."""
