@@ -11,7 +11,7 @@ import pytest
 from faults import identity, killed, killed_at, square
 
 from pooltrace.errors import WorkerLostError
-from pooltrace.pool import slots
+from pooltrace.pool import losses
 from pooltrace.pool.jobs import short
 from pooltrace.pool.pool import StdPool
 from pooltrace.tracer import machine
@@ -68,7 +68,7 @@ def kills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], ob
     (tmp_path / "job").mkdir()
     monkeypatch.setattr(machine, "_CGROUP", str(tmp_path / "cgroup"))
     monkeypatch.setattr(machine, "_ROOT", str(tmp_path))
-    monkeypatch.setattr(slots._OomKills, "told", 0)
+    monkeypatch.setattr(losses._OomKills, "told", 0)
     events = tmp_path / "job" / "memory.events"
 
     def set_to(count: int) -> None:

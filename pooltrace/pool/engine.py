@@ -33,12 +33,12 @@ from collections import deque
 from collections.abc import Iterator
 
 from pooltrace.errors import InternalError, MisuseError, PoolBrokenError, PoolTerminatedError
-from pooltrace.pool import _channel, descriptors, results
+from pooltrace.pool import _channel, descriptors, losses, results
 from pooltrace.pool._channel import Answer
 from pooltrace.pool.backlog import Backlog
 from pooltrace.pool.jobs import Job, Outcome, Unit, Waiting
 from pooltrace.pool.serialize import Serializer, main_is_importable
-from pooltrace.pool.slots import GIVE_UP, GRACE, LOOK, MOST_DEATHS, Plan, Process, Slot, launch_all
+from pooltrace.pool.slots import GIVE_UP, GRACE, LOOK, Plan, Process, Slot, launch_all
 from pooltrace.pool.waits import Event, Waker
 from pooltrace.tracer import arena, emit
 
@@ -365,20 +365,13 @@ class Engine:
             self._selector.unregister(slot.channel)
             slot.listening = 0
         self._selector.unregister(slot.pidfd if slot.pidfd >= 0 else process.sentinel)
-        begun, waiting = slot.unanswered()
         expected = slot.stopping or slot.has_served() or self.state == TERMINATE
         ready, start_error = slot.ready, slot.start_error
-        how = slot.how_it_ended()
-        if waiting and not begun and not expected:
-            waiting[0].deaths += 1  # it may have died of reading it
-        hopeless = [unit for unit in waiting[:1] if unit.deaths >= MOST_DEATHS]
-        errors = {unit: slot.lost(unit, how) for unit in (*begun, *hopeless)}
-        slot.bury(None if expected or start_error is not None else how, begun[0] if begun else None)
-        for unit, error in errors.items():
+        failed, again, begun, how = losses.judge(slot, expected)
+        slot.bury(None if expected or start_error is not None else how, begun)
+        for unit, error in failed.items():
             self._fail(unit, error)
-        for unit in hopeless:
-            unit.cancel()
-        self._backlog.put_back(waiting[len(hopeless) :])
+        self._backlog.put_back(again)
         if expected:
             return
         if not ready:

@@ -13,14 +13,12 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, NamedTuple, Protocol
 
-from pooltrace.errors import WorkerLostError, describe_exit
 from pooltrace.pool import _channel, descriptors, worker
 from pooltrace.pool._channel import Answer
 from pooltrace.pool.jobs import Job, Unit
 from pooltrace.pool.serialize import Serializer
 from pooltrace.tracer import arena, emit, machine, session
 
-MOST_DEATHS = 5  # of workers that were about to begin a unit; then it is to blame
 DEPTH = 2  # units at a worker: one runs, one waits; more of them
 DEPTH_NS = 2_000_000  # while together they take no longer than this,
 DEPTH_BYTES = 1 << 20  # and are not larger
@@ -74,21 +72,6 @@ class _Lock:
 
 
 os.register_at_fork(after_in_child=_Lock.renew)
-
-
-class _OomKills:
-    """Which of the kernel's kills for want of memory explain deaths that were told already."""
-
-    told = 0
-
-    @classmethod
-    def explain(cls, before: int) -> bool:
-        """Whether one that no other death had explains that of a process which was started when there were so many."""
-        before = max(before, cls.told)
-        if machine.oom_kills() <= before:
-            return False
-        cls.told = before + 1
-        return True
 
 
 class Slot:
@@ -214,25 +197,6 @@ class Slot:
         if self.end is not None:
             self.end.watch(self.pidfd)
         return self.pidfd
-
-    def how_it_ended(self) -> str:
-        assert self.process is not None
-        status = self.exit_status()
-        short = status == -signal.SIGKILL and _OomKills.explain(self.oom_kills)
-        return describe_exit(self.process.pid or 0, status) + (" (out of memory)" if short else "")
-
-    def lost(self, unit: Unit, how: str) -> WorkerLostError:
-        """The error of a unit that died with this worker; `how` is the worker's end, in words."""
-        assert self.process is not None
-        what = unit.job.name + unit.describe()
-        if unit.deaths >= MOST_DEATHS:
-            text = f"{unit.deaths} workers died before they could begin {what}; of the last, {how}"
-        else:
-            text = f"worker {how} while it ran {what}"
-        code = self.process.exitcode
-        number = -code if code is not None and code < 0 else None
-        pid = self.process.pid or 0
-        return WorkerLostError(text, pid=pid, signal=number, exitcode=None if number else code)
 
     def bury(self, text: str | None, begun: Unit | None = None) -> None:
         """The worker is dead, its channel was read to the end: gives back all that was its. `text`: how it was lost;
