@@ -270,6 +270,14 @@ def add_good_unusual_ids() -> None:
         ],
     )
     scenario(
+        "clock-at-0",
+        "a generation whose clock stands in a batch at 0, which is no time to readers: a head goes behind it",
+        [
+            *alone(),
+            *generation(batch(100, 3000, *parent()), gen=2, time=0, table_time=3000, freq=4),
+        ],
+    )
+    scenario(
         "last-stack-id",
         "the last id that there can be is in the stack table: a head takes one that is free",
         [

@@ -14,7 +14,7 @@ from pooltrace.errors import BadTraceError
 from pooltrace.format import rules, spec
 from pooltrace.format.cursor import decode
 from pooltrace.format.generation import Misreads, read_generations
-from pooltrace.format.head import Origins, make_head
+from pooltrace.format.head import Origins, add_head
 from pooltrace.format.order import Ordering
 from pooltrace.format.raw import Batch, BatchReader, CutTraceError, encode_batch, open_trace, read_batches
 from pooltrace.format.spec import Header
@@ -109,7 +109,7 @@ def read_piece(path: str | os.PathLike[str], piece: Piece) -> Iterator[bytes]:
                     origins.note(event)
                 continue
             if i == piece.first and i > 0:
-                batches = [*make_head(ordering.state, origins, generation), *batches]
+                batches = add_head(ordering.state, origins, generation, batches)
             for batch in batches:
                 yield encode_batch(batch)
             if header.end_of_generation:

@@ -174,8 +174,19 @@ class _Line(NamedTuple):
     args: tuple[int, ...]
 
 
-def make_head(state: State, origins: Origins, generation: Generation) -> list[Batch]:
-    """The batches to put before those of ``generation``, given the states at its border: after all events before it."""
+def add_head(state: State, origins: Origins, generation: Generation, batches: list[Batch]) -> list[Batch]:
+    """The batches of ``generation`` with its head, given the states at its border: after all events before it.
+
+    The head comes first, but behind tables and clocks at 0: to readers that is no time, and they look for another.
+    """
+    head = _make_head(state, origins, generation)
+    behind = max((i + 1 for i, batch in enumerate(batches) if batch.time == 0), default=0)
+    if any(batch.m != spec.NONE for batch in batches[:behind]):
+        behind = 0
+    return [*batches[:behind], *head, *batches[behind:]]
+
+
+def _make_head(state: State, origins: Origins, generation: Generation) -> list[Batch]:
     header, added, said = generation.header, _Added(generation), _Said(generation)
     lines = [*_at_work(state, origins, header, added), *_waiting(state, origins, said, header, added)]
     lines += _tasks(state, origins, said, generation, added)
