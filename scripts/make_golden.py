@@ -269,14 +269,16 @@ def add_good_unusual_ids() -> None:
             *generation(batch(100, 2000, *parent(g=1 << 62)), gen=2, time=2000),
         ],
     )
+    clock = generation(gen=2, time=0, table_time=3000, freq=4)
+    events = batch(100, 3000, *parent(), gen=2)
+    at_0 = "a generation whose clock is in a batch at 0, which is no time to readers: its head counts all the same"
+    scenario("clock-at-0", at_0, [*alone(), *clock[:4], *events, *clock[4:]])
     scenario(
-        "clock-at-0",
-        "a generation whose clock stands in a batch at 0, which is no time to readers: a head goes behind it",
-        [
-            *alone(),
-            *generation(batch(100, 3000, *parent()), gen=2, time=0, table_time=3000, freq=4),
-        ],
+        "clock-at-0-of-an-m",
+        "the same, if it says that it is an M's",
+        [*alone(), clock[0].replace("m=-1", "m=300"), *clock[1:4], *events, *clock[4:]],
     )
+    scenario("clock-at-0-behind", "the same, behind the events", [*alone(), *events, *clock])
     scenario(
         "last-stack-id",
         "the last id that there can be is in the stack table: a head takes one that is free",

@@ -177,13 +177,14 @@ class _Line(NamedTuple):
 def add_head(state: State, origins: Origins, generation: Generation, batches: list[Batch]) -> list[Batch]:
     """The batches of ``generation`` with its head, given the states at its border: after all events before it.
 
-    The head comes first, but behind tables and clocks at 0: to readers that is no time, and they look for another.
+    Readers take the earliest batch for the generation's time, but look for it anew behind one at 0: where there is one,
+    a table without entries comes last, with the head's time.
     """
     head = _make_head(state, origins, generation)
-    behind = max((i + 1 for i, batch in enumerate(batches) if batch.time == 0), default=0)
-    if any(batch.m != spec.NONE for batch in batches[:behind]):
-        behind = 0
-    return [*batches[:behind], *head, *batches[behind:]]
+    if head and any(batch.time == 0 for batch in batches):
+        empty = encode_event(RawEvent(spec.BY_NAME["Strings"], ()))
+        return [*head, *batches, Batch(generation.gen, spec.NONE, head[0].time, empty)]
+    return [*head, *batches]
 
 
 def _make_head(state: State, origins: Origins, generation: Generation) -> list[Batch]:
