@@ -16,6 +16,7 @@ from pooltrace.errors import (
     PoolTerminatedError,
     PooltraceError,
     TaskExitError,
+    TaskTimeoutError,
     WorkerLostError,
 )
 from pooltrace.tracer.session import read_trace, start, start_trace, stop, stop_trace, summary, trace
@@ -32,6 +33,7 @@ __all__ = [
     "PooltraceError",
     "StdPool",
     "TaskExitError",
+    "TaskTimeoutError",
     "WorkerLostError",
     "__version__",
     "read_trace",

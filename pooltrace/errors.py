@@ -60,11 +60,17 @@ class WorkerLostError(PooltraceError, RuntimeError):
         self.exitcode = exitcode
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _rebuild_worker_lost, (str(self), self.pid, self.signal, self.exitcode)
+        return _rebuild_worker_lost, (type(self), str(self), self.pid, self.signal, self.exitcode)
 
 
-def _rebuild_worker_lost(message: str, pid: int, signal: int | None, exitcode: int | None) -> WorkerLostError:
-    return WorkerLostError(message, pid=pid, signal=signal, exitcode=exitcode)
+class TaskTimeoutError(WorkerLostError):
+    """A unit of work took longer than the pool's ``task_timeout``: its worker was killed."""
+
+
+def _rebuild_worker_lost(
+    kind: type[WorkerLostError], message: str, pid: int, signal: int | None, exitcode: int | None
+) -> WorkerLostError:
+    return kind(message, pid=pid, signal=signal, exitcode=exitcode)
 
 
 def describe_exit(pid: int, exitcode: int | None) -> str:

@@ -10,6 +10,7 @@ import signal
 import socket
 import struct
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -242,6 +243,35 @@ def test_a_unit_is_run_or_taken_back_and_never_both(channel: Channel) -> None:
     assert channel.parent.take_back(100) == []
     assert channel.parent.unanswered() == ([], [])
     assert (channel.parent.inflight, channel.parent.passed) == (0, 6)
+
+
+def test_which_unit_runs_and_for_how_long(channel: Channel) -> None:
+    """From its claim; not while it waits, nor when it is answered."""
+    parent = channel.parent
+    assert parent.running() is None
+    channel.post("a")
+    channel.post("b")
+    channel.send()
+    assert parent.running() is None
+    before = time.monotonic_ns()
+    assert channel.take().claimed
+    claimed = time.monotonic_ns()
+    unit, ns = parent.running() or ("none", 0)
+    after = time.monotonic_ns()
+    assert unit == "a"
+    assert 0 <= ns <= after - before
+    channel.worker.answer(0, b"", [])
+    assert (parent.running() or "none")[0] == "a"  # nobody has read its answer
+    channel.receive()
+    assert parent.running() is None
+    begin = time.monotonic_ns()
+    assert channel.take().claimed
+    unit, ns = parent.running() or ("none", 0)
+    assert unit == "b"
+    assert ns <= time.monotonic_ns() - begin < time.monotonic_ns() - claimed
+    channel.worker.answer(0, b"", [])
+    channel.receive()
+    assert parent.running() is None
 
 
 def test_a_unit_that_was_taken_back_may_be_sent_again(channel: Channel) -> None:

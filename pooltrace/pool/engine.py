@@ -61,6 +61,7 @@ class Engine:
         self.serializer = Serializer(plan.family, plan.start_method == "fork" or main_is_importable())
         self._backlog = Backlog(self.serializer, self._fail)
         self.calls = False  # any thread: `apply` was called; from then on idle channels are not listened to
+        self._limit = plan.task_timeout
         self._look_at = 0.0  # when to look next at those that may hold results back (time.monotonic)
         self.processes: list[Process] = []
         self._failures = 0  # starts that failed, since the last that did not
@@ -119,8 +120,9 @@ class Engine:
         return sum(row.left for row in list(self.inbox)) + len(self._backlog)
 
     def idle_slot(self) -> Slot | None:
-        """A worker with nothing to do, for a call of the calling thread, if nothing waits for one."""
-        busy = self.inbox or len(self._backlog) or threading.current_thread() is self.thread
+        """A worker with nothing to do, for a call of the calling thread, if nothing waits for one. (With a limit to its
+        time the unit is the dispatcher's: somebody has to look at the clock.)"""
+        busy = self.inbox or len(self._backlog) or self._limit or threading.current_thread() is self.thread
         if busy or self.state != RUN or self.fault is not None or os.getpid() != self.pid:
             return None
         if not self.calls:
@@ -208,6 +210,9 @@ class Engine:
         times = [slot.retry_at for slot in self._slots if slot.process is None and self._to_be_filled()]
         if any(slot.restless for slot in self._slots):
             times.append(self._look_at)
+        if self._limit is not None and any(slot.inflight for slot in self._slots):
+            longest = max((seconds for _, _, seconds in losses.running(self._slots)), default=0.0)
+            times.append(time.monotonic() + self._limit - longest)
         return max(0.0, min(times) - time.monotonic()) if times else None
 
     def _turn(self, events: list[tuple[selectors.SelectorKey, int]]) -> None:
@@ -242,6 +247,8 @@ class Engine:
             self._died(slot)
         if woken and self.calls:
             self._take_over()
+        if self._limit is not None:
+            self._end_late(self._limit)
         self._backlog.take_in(self.inbox)
         if self.fault is not None:
             self._cancel_all()  # who put them there has seen the fault, too, and told its job
@@ -351,6 +358,13 @@ class Engine:
             if slot.inflight or not slot.listening:
                 self._flush(slot)
 
+    def _end_late(self, limit: float) -> None:
+        """Units that take too long."""
+        for slot, unit, seconds in list(losses.running(self._slots)):
+            if seconds >= limit and slot.late is None:
+                self._answer(slot, slot.receive(), False)
+                self._backlog.put_back(losses.kill_late(slot, unit))
+
     def _died(self, slot: Slot) -> None:
         """Rule 3: first what it has said, then what it has not."""
         process = slot.process
@@ -367,11 +381,13 @@ class Engine:
         self._selector.unregister(slot.pidfd if slot.pidfd >= 0 else process.sentinel)
         expected = slot.stopping or slot.has_served() or self.state == TERMINATE
         ready, start_error = slot.ready, slot.start_error
-        failed, again, begun, how = losses.judge(slot, expected)
+        failed, retried, waiting, begun, how = losses.judge(slot, expected)
         slot.bury(None if expected or start_error is not None else how, begun)
         for unit, error in failed.items():
             self._fail(unit, error)
-        self._backlog.put_back(again)
+        for unit in retried:
+            unit.retry()
+        self._backlog.put_back([*retried, *waiting])
         if expected:
             return
         if not ready:

@@ -158,6 +158,7 @@ class Unit:
         "index",
         "items",
         "job",
+        "losses",
         "packed",
         "sent",
         "size",
@@ -181,6 +182,7 @@ class Unit:
         self.error: BaseException | None = None  # known before it runs: the user's iterator raised it
         self.weight = 1  # how many units of the result an error stands for
         self.deaths = 0  # of workers that were about to begin it
+        self.losses = 0  # it was running when its worker died, and was sent again
 
     def describe(self) -> str:
         """Which of its job's items it has, and the first one, or the first argument; for an error's text."""
@@ -221,6 +223,14 @@ class Unit:
         """Tells the trace that it exists. What is to be submitted after it: nothing."""
         if self.error is None:
             self.generation = emit.go_create(self.g, self.job.start, stack)
+
+    def retry(self) -> None:
+        """It was lost with its worker, and runs again: to the trace that is another one."""
+        self.losses += 1
+        self.g = emit.new_g()
+        self.generation = 0
+        if emit.enabled():
+            self.submit(None)
 
     def cancel(self) -> None:
         """It will never run: ends it in the trace, if that knows of it. By whoever took it out of its queue."""

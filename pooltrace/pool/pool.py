@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import inspect
+import math
 import multiprocessing.pool
 import multiprocessing.util
 import os
@@ -73,7 +74,16 @@ class Face:
         initargs: Iterable[Any] = (),
         maxtasksperchild: int | None = None,
         context: Any = None,
+        *,
+        retries: int = 0,
+        task_timeout: float | None = None,
     ) -> None:
+        """As the stock pool's, and:
+
+        `retries`: how often a unit (a call, an item, a chunk) that was lost with its worker runs again before it fails;
+        `task_timeout`: seconds that a unit may take; then its worker is killed, and it fails with TaskTimeoutError: it
+        is not tried again. Raises ValueError or TypeError for what makes no sense.
+        """
         if (
             Face not in type(self).__mro__
         ):  # the stock ThreadPool calls its module's `Pool`, which patch.install made ours
@@ -95,6 +105,10 @@ class Face:
             raise ValueError("maxtasksperchild must be a positive int or None")
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")
+        if not isinstance(retries, int) or retries < 0:
+            raise ValueError(f"retries is how often a lost unit runs again, 0 or more, not {retries!r}")
+        if task_timeout is not None and not (isinstance(task_timeout, (int, float)) and 0 < task_timeout < math.inf):
+            raise ValueError(f"task_timeout is a number of seconds above 0, or None, not {task_timeout!r}")
         self._processes = processes
         plan = Plan(
             family=self._family,
@@ -103,6 +117,8 @@ class Face:
             initargs=initargs,
             max_tasks=maxtasksperchild,
             wrap=self._wrap_exception,
+            retries=retries,
+            task_timeout=task_timeout,
             start_method=str(getattr(self._ctx, "_name", "fork")),
         )
         util = importlib.import_module(self._family + ".util")

@@ -58,6 +58,8 @@ class Plan(NamedTuple):
     max_tasks: int | None
     wrap: bool
     start_method: str
+    retries: int = 0  # of a unit that was lost with its worker
+    task_timeout: float | None = None  # seconds that a unit may take
     lifeline: int = -1  # the read end of a pipe whose other end only this process holds
 
 
@@ -124,6 +126,7 @@ class Slot:
         self.oom_kills = machine.oom_kills()
         self.restless = False  # it may have results that it has not told of,
         self.passed = 0  # or has begun units since the last look
+        self.late: Unit | None = None  # it takes too long, and the worker was killed for it
         self.start_error: BaseException | None = None
         self._known = worker.Functions()  # jobs whose function the worker keeps
         self.process = process

@@ -15,6 +15,7 @@
 #include <Python.h>
 #include <stdbool.h>
 #include <stdint.h>
+#include <time.h>
 
 #include "page.h"
 
@@ -88,6 +89,12 @@ bool sender_add(struct sender *s, struct frame_head *head, PyObject *function, P
 int sender_flush(struct sender *s, bool wait);
 void sender_clear(struct sender *s);
 bool sender_begun(const struct sender *s); /* a part of a piece is sent, the rest is not */
+
+static inline uint64_t channel_now(void) { /* ns, by the clock that both ends have */
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
 
 struct page *page_map(int fd); /* NULL with an exception set */
 void page_unmap(struct page *page);

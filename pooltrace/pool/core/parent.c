@@ -298,6 +298,16 @@ static PyObject *parent_unanswered(parent_t *p, PyObject *unused) {
     return both;
 }
 
+static PyObject *parent_running(parent_t *p, PyObject *unused) {
+    (void)unused;
+    if (!is_open(p)) return NULL;
+    uint64_t begun = atomic_load_explicit(&p->page->begun, memory_order_acquire), at = begun & 0xff;
+    _Static_assert(WINDOW == 256, "its numbers have 8 bits");
+    if (!p->unit[at] || !claim_is(p->page, p->seq[at], CLAIM_CLAIMED)) Py_RETURN_NONE;
+    uint64_t ns = ((channel_now() << 8) - (begun & ~(uint64_t)0xff)) >> 8;
+    return Py_BuildValue("(OK)", p->unit[at], (unsigned long long)ns);
+}
+
 static PyObject *parent_units(parent_t *p, PyObject *unused) {
     (void)unused;
     PyObject *list = PyList_New(0);
@@ -367,6 +377,8 @@ static PyMethodDef methods[] = {
     {"receive_rest", (PyCFunction)parent_receive_rest, METH_O, "receive_rest(answers): all that a dead worker has left."},
     {"take_back", (PyCFunction)parent_take_back, METH_O, "take_back(most) -> list: the newest units that have not begun."},
     {"unanswered", (PyCFunction)parent_unanswered, METH_NOARGS, "unanswered() -> (begun, waiting): oldest first."},
+    {"running", (PyCFunction)parent_running, METH_NOARGS,
+     "running() -> (unit, ns) | None: which one has begun and is not answered, and how long ago."},
     {"units", (PyCFunction)parent_units, METH_NOARGS, "units() -> list: what is in flight, oldest first."},
     {"call", (PyCFunction)(void (*)(void))parent_call, METH_FASTCALL,
      "call(..., gate, waker): post(...) and flush() inside the gate, then waits for the answer, which it returns. False: it is "

@@ -2,7 +2,6 @@
 #include "channel.h"
 
 #include <errno.h>
-#include <time.h>
 
 typedef struct {
     PyObject_HEAD
@@ -18,12 +17,6 @@ typedef struct {
 } worker_t;
 
 PyTypeObject *FrameType;
-
-static uint64_t now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
 
 static bool is_open(worker_t *w) {
     if (w->page) return true;
@@ -90,7 +83,7 @@ static int ring(worker_t *w, uint64_t at) {
 
 static PyObject *worker_ring(worker_t *w, PyObject *unused) {
     (void)unused;
-    if (!is_open(w) || (w->silent && ring(w, now()) < 0)) return NULL;
+    if (!is_open(w) || (w->silent && ring(w, channel_now()) < 0)) return NULL;
     Py_RETURN_NONE;
 }
 
@@ -124,8 +117,9 @@ static PyObject *worker_take(worker_t *w, PyObject *unused) {
         }
         if (claimed) {
             w->seq = f.head.seq;
-            w->began = now();
+            w->began = channel_now();
             w->running = true;
+            atomic_store_explicit(&w->page->begun, w->began << 8 | w->seq % WINDOW, memory_order_release);
         }
         if (claimed || !unit || f.head.flags & FLAG_FRESH) {
             PyObject *o = frame_object(&f, claimed);
@@ -140,7 +134,7 @@ static PyObject *worker_take(worker_t *w, PyObject *unused) {
 
 static PyObject *worker_wait(worker_t *w, PyObject *unused) {
     (void)unused;
-    if (!is_open(w) || (w->silent && ring(w, now()) < 0)) return NULL;
+    if (!is_open(w) || (w->silent && ring(w, channel_now()) < 0)) return NULL;
     int some = receiver_fill(&w->in, true);
     return some < 0 ? NULL : PyBool_FromLong(some);
 }
@@ -150,7 +144,7 @@ static PyObject *worker_answer(worker_t *w, PyObject *const *args, Py_ssize_t n)
     long flags = PyLong_AsLong(args[0]);
     if ((flags == -1 && PyErr_Occurred()) || !is_open(w)) return NULL;
     if (!w->running) return PyErr_Format(PyExc_ValueError, "no unit runs here");
-    uint64_t at = now(), took = at - w->began;
+    uint64_t at = channel_now(), took = at - w->began;
     if (PyBytes_CheckExact(args[1]) && PyList_GET_SIZE(args[2]) == 0 && PyBytes_GET_SIZE(args[1]) <= (Py_ssize_t)RESULT_MOST) {
         struct record r = {.len = (uint32_t)PyBytes_GET_SIZE(args[1]), .flags = (uint32_t)flags, .seq = w->seq, .ns = took};
         if (result_put(w->page, &r, PyBytes_AS_STRING(args[1]))) {
