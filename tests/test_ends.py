@@ -66,7 +66,12 @@ def save_at_the_end(begun: str, go: str, saved: str) -> None:
         signal.pause()
 
 
-def test_a_worker_may_save_something_when_it_is_told_to_end(tmp_path: Any) -> None:
+def test_the_end_of_a_pool_takes_a_second_at_most() -> None:
+    assert engine.PARTING + engine.GRACE <= 0.8
+
+
+def test_a_worker_may_save_something_when_it_is_told_to_end(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "GRACE", 60.0)
     begun, go, saved = (str(tmp_path / name) for name in ("begun", "go", "saved"))
     os.mkfifo(begun)
     os.mkfifo(go)

@@ -25,7 +25,7 @@ DEPTH_BYTES = 1 << 20  # and are not larger
 AT_ONCE = 64 << 10  # bytes of a payload that does not wait for others to be sent with: the worker could begin
 SEND_BUFFER = 1 << 20  # bytes that are asked for: large things cross in fewer steps
 LOOK = 0.01  # seconds between looks at a worker that may hold results back
-GRACE = 5.0  # seconds between SIGTERM and SIGKILL: a worker may have a handler that saves something
+GRACE = 0.7  # seconds between SIGTERM and SIGKILL, for a handler that saves something: the end takes a second at most
 GIVE_UP = 3.0  # seconds after SIGKILL: a process that is still there is in uninterruptible sleep
 
 
