@@ -22,7 +22,8 @@ truth   How far the duration of an item in the trace is from the one that the it
 gil     The longest of ten advances of the generation while a worker sleeps for 3 s in C with the GIL in its hands; and
         the longest gap between two items of a worker while the parent does the same for 1 s.
 
-short, dill, items, large, long, tracing: the pools themselves against the stock ones, see bench_pool.py.
+short, dill, items, large, long, held, tracing: the pools themselves against the stock ones, see bench_pool.py; peers:
+against others, see bench_peers.py.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
+import bench_peers
 import bench_pool
 
 UNIT_NS = 100_000
@@ -334,11 +336,13 @@ def bench_gil(quick: bool) -> Iterable[Figure]:
 
 # Pools
 
+POOLS = {**bench_pool.POOLS, "peers": bench_peers.peers}
+
 
 def bench_pools(name: str, quick: bool) -> Iterable[Figure]:
-    """Of bench_pool."""
-    for race in bench_pool.POOLS[name](quick):
-        yield Figure.of(race.name, race.samples, "", race.bound)
+    """Of bench_pool, and bench_peers."""
+    for race in POOLS[name](quick):
+        yield Figure.of(race.name, race.samples, race.unit, race.bound)
 
 
 # Processes, and what is shown
@@ -393,7 +397,7 @@ BENCHES: dict[str, Callable[[bool], Iterable[Figure]]] = {
     "off": bench_off,
     "truth": bench_truth,
     "gil": bench_gil,
-    **{name: functools.partial(bench_pools, name) for name in bench_pool.POOLS},
+    **{name: functools.partial(bench_pools, name) for name in POOLS},
 }
 
 

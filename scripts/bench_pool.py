@@ -20,11 +20,12 @@ Work = Callable[[Any], object]
 
 
 class Race(NamedTuple):
-    """A figure: its name, at most what, and how many rounds at least."""
+    """A figure: its name, at most what, the samples; a ratio unless it has a unit."""
 
     name: str
     bound: float
     samples: list[float]
+    unit: str = ""
 
 
 def noop(_: object) -> None:
@@ -214,11 +215,34 @@ def tracing(quick: bool) -> Iterable[Race]:
             yield Race(f"tracing on / off, {name}", bound, ratios)
 
 
+def held(quick: bool) -> Iterable[Race]:
+    """300 no-op units, then one of 1.5 s: from the end of the 300th until its result is there."""
+    import pooltrace
+
+    with tempfile.TemporaryDirectory() as directory, pooltrace.trace(Path(directory) / "a.trace"):
+        with pooltrace.StdPool(1) as pool:
+            late = []
+            for _ in range(1 if quick else 5):
+                results = pool.imap(ended, [*itertools.repeat(0.0, 300), 1.5])
+                last = [next(results) for _ in range(300)][-1]
+                late.append((time.monotonic() - last) * 1e3)
+                next(results)
+            yield Race("the last short result before a long unit", 20.0, late, "ms")
+
+
+def ended(seconds: float) -> float:
+    """When it ended, by a clock that is the same in all processes."""
+    if seconds:
+        time.sleep(seconds)
+    return time.monotonic()
+
+
 POOLS: dict[str, Callable[[bool], Iterable[Race]]] = {
     "short": short_units,
     "dill": short_units_dill,
     "items": items,
     "large": large,
     "long": long_first,
+    "held": held,
     "tracing": tracing,
 }

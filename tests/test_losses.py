@@ -7,6 +7,8 @@ import os
 import pickle
 import select
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from typing import Any
 import jobs
 import pytest
 from faults import Fifos, identity, killed, killed_at, square
+from pieces import SEED
 from test_pool import FACES, context
 
 import pooltrace
@@ -106,6 +109,15 @@ def test_each_attempt_is_a_unit_of_the_trace(tmp_path: Path, judge: Judge) -> No
     ]
     assert len(created) == len(set(created)) == 4
     assert [e.string("key") for e in events if e.name == "UserLog"].count("worker lost") == 2
+
+
+def test_a_pool_whose_workers_are_killed_all_the_time_loses_nothing() -> None:
+    """In brief; scripts/nightly has ten minutes of it."""
+    script = Path(__file__).resolve().parent.parent / "scripts" / "soak.py"
+    words = (sys.executable, script, "--kills", "40", "--every", "0.02", "--trace", "--seed", str(SEED))
+    done = subprocess.run(list(map(str, words)), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert ": 40 workers killed, " in done.stdout
 
 
 # -- units that take too long
