@@ -30,9 +30,11 @@ def unit(number: int) -> tuple[int, int]:
     return number, number * number
 
 
-def kill(pool: pooltrace.StdPool, every: float, dice: random.Random, over: threading.Event, killed: list[int]) -> None:
+def kill(
+    pool: pooltrace.StdPool, most: int, every: float, dice: random.Random, over: threading.Event, killed: list[int]
+) -> None:
     """One worker after the other."""
-    while not over.wait(every):
+    while len(killed) < most and not over.wait(every):
         process = dice.choice(pool._pool)
         if process.pid is not None and process.exitcode is None:
             try:
@@ -90,7 +92,7 @@ def main() -> int:
             stack.enter_context(pooltrace.trace(Path(directory) / "soak.trace.lz4"))
         pool = stack.enter_context(pooltrace.StdPool(options.workers, retries=1000))
         dice = random.Random(options.seed)
-        killer = threading.Thread(target=kill, args=(pool, options.every, dice, over, killed))
+        killer = threading.Thread(target=kill, args=(pool, options.kills, options.every, dice, over, killed))
         killer.start()
         try:
             count = soak(pool, goes_on)
