@@ -162,3 +162,47 @@ def test_callables_whose_state_can_be_put_back_are_kept() -> None:
     assert cells_of(empty) is None
     later = 1
     assert cells_of(empty) is not None
+
+
+PLAIN: list[Any] = [
+    None,
+    True,
+    5,
+    2.5,
+    "a",
+    b"b",
+    "__main__",
+    (),
+    [],
+    (1,),
+    [None],
+    (1, "a", b""),
+    ((1,), {}),
+    ((), {}),
+    ((1, 2), {}),
+]
+OTHER: list[Any] = [
+    {},
+    (1, 2, 3, 4),
+    ((1,), {"a": 1}),
+    ([1],),
+    (((1,),),),
+    (1, square),
+    [[None]],
+    (number := type("Number", (int,), {}))(5),
+    (number(5),),
+    1j,
+]
+
+
+@pytest.mark.parametrize("family", ["multiprocessing", "multiprocess"])
+def test_what_is_plain_needs_nobody(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    serializer = Serializer(family)
+    asked: list[object] = []
+    monkeypatch.setattr(serializer, "_dumps", lambda obj, *_: asked.append(obj) or (b"", []))
+    for obj in PLAIN:
+        assert serializer.dumps(obj) == (pickle.dumps(obj, 5), [])
+    assert asked == []
+    for obj in OTHER:
+        serializer.dumps(obj)
+    assert asked == OTHER

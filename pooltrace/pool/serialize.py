@@ -54,10 +54,12 @@ class Serializer:
 
     def dumps(self, obj: object) -> Pickled:
         """Arguments, or the initializer's. Raises what the family's pickler would."""
-        return self._dumps(obj, True, self._main_by_value)
+        return (pickle.dumps(obj, 5), []) if _is_plain(obj) else self._dumps(obj, True, self._main_by_value)
 
     def dumps_result(self, obj: object) -> Pickled:
         """What a worker sends back: `__main__` is always known in the parent."""
+        if _is_plain(obj):
+            return pickle.dumps(obj, 5), []
         return self._dumps(obj, True, False) if self._dill else self._fast(obj, True)
 
     def _dumps(self, obj: object, beside: bool, main_by_value: bool) -> Pickled:
@@ -127,6 +129,27 @@ class Serializer:
         if buffers:
             return pickle.loads(data, buffers=buffers)
         return pickle.loads(data)
+
+
+_CONSTANT = frozenset((type(None), bool, int, float, str, bytes))
+
+
+def _is_plain(obj: object) -> bool:
+    """A constant, a few in a tuple or list, or what a call of few arguments is: no reducers have a say in that."""
+    kind = type(obj)
+    if kind in _CONSTANT:
+        return True
+    if (kind is not tuple and kind is not list) or len(obj) > 3:  # type: ignore[arg-type]
+        return False
+    for part in obj:  # type: ignore[attr-defined]
+        if type(part) not in _CONSTANT:
+            if type(part) is tuple and len(part) < 3:
+                for one in part:
+                    if type(one) not in _CONSTANT:
+                        return False
+            elif type(part) is not dict or part:
+                return False
+    return True
 
 
 class _Pickler(pickle.Pickler):

@@ -266,7 +266,7 @@ class Slot:
         """Packs a unit's frame for this worker; False: a call has it now. Raises what pickling raises."""
         job, end = unit.job, self.end
         assert end is not None
-        known = job.id in self._known
+        known = self._known.has(job.id)
         blob = b"" if known else job.blob(serializer)
         payload, buffers = unit.packed or serializer.dumps(unit.payload())
         flags = 0 if known else _channel.FRESH | (_channel.ONCE if job.single else 0)

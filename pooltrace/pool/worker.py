@@ -129,9 +129,7 @@ class Functions:
     def __init__(self) -> None:
         self._sizes: OrderedDict[int, int] = OrderedDict()
         self._total = 0
-
-    def __contains__(self, job: int) -> bool:
-        return job in self._sizes
+        self.has = self._sizes.__contains__
 
     def add(self, job: int, size: int) -> list[int]:
         """Keeps one more; returns the jobs whose functions go for it."""
