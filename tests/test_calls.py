@@ -464,7 +464,7 @@ def test_the_trace_shows_the_call_as_any_other(called: list[Slot], tmp_path: Pat
     events = list(order.read_events(path))
     blocked = [e for e in events if e.name == "GoBlock" and e.string("reason") == "waiting for a result"]
     assert len(blocked) >= 22
-    assert blocked[0].stack()[0].function.endswith("Face.apply")
+    assert blocked[0].stack()[0].function.endswith(".apply")
     begins = [e.time for e in events if e.name == "UserRegionBegin" and e.string("name") == "jobs.note"]
     assert all(begin <= note.begin for begin, note in zip(begins, notes, strict=True))
     assert [e.string("key") for e in events if e.name == "UserLog"] == ["worker lost"]

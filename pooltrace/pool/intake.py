@@ -156,7 +156,7 @@ class TaskQueue:
         job.room = threading.Event()
         if (size := tasks.buffersize) is not None:
             engine = self._engine
-            job.may_feed = lambda fed: fed - result.taken() < size or engine.state != "RUN"
+            job.may_feed = lambda fed: fed - result.taken() < size or engine.state == "CLOSE"
             result.room = job.room
         feeder = threading.Thread(
             target=self._feed,
