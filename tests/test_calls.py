@@ -319,6 +319,7 @@ def test_a_call_that_is_interrupted_at_any_instruction(called: list[Slot]) -> No
         while interrupted:
             at += 1
             before = sys.gettrace()
+            sys._getframe().f_trace_opcodes = True  # CPython 3.12 asks for this before it traces
             sys.settrace(Raiser(at))
             try:
                 pool.apply(square, (3,))

@@ -128,7 +128,10 @@ class Engine:
         if not self.calls:
             self.calls = True
             return None
-        return next((slot for slot in self._slots if slot.is_idle()), None)
+        for slot in self._slots:
+            if slot.is_idle():
+                return slot
+        return None
 
     def close(self) -> None:
         if self.state == RUN:
