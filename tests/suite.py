@@ -31,10 +31,6 @@ def __getattr__(name: str) -> Any:
 
 
 def _make_cases(name: str, method: str) -> Any:
-    import test.support
-
-    if not hasattr(test.support, "subTests"):  # the suite is newer than this Python
-        test.support.subTests = lambda *args, **kwargs: lambda function: function  # type: ignore[attr-defined]
     suite = importlib.import_module(name)
     suite.install_tests_in_module_dict(globals(), method)
     return suite
