@@ -12,6 +12,8 @@ from faults import Fifos, identity, square
 from test_pool import FACES
 
 from pooltrace.pool.pool import StdPool
+from pooltrace.pool.results import deliver
+from pooltrace.pool.waits import Room
 
 CALLS = ("imap", "imap_unordered")
 
@@ -168,3 +170,28 @@ def test_what_makes_no_sense_is_told(size: Any, error: type[Exception], text: st
                 run(square, source, buffersize=size)
             assert source.given == 0
         assert list(pool.imap(square, range(3))) == [0, 1, 4]
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_result_that_is_taken_before_it_is_counted(call: str, count: int) -> None:
+    """Whoever brings results makes room once more when they are counted: the feeder may have looked in between."""
+    with StdPool(1) as pool:
+        results = getattr(pool, call)(square, Source(0), buffersize=1)
+        results._cond, results.room = threading.Condition(), Room()
+        results._length = None
+        deliver(results, [(index, (True, index)) for index in range(count)])
+        assert results.room.is_set()
+        assert results.taken() == 0
+        results._length = count
+
+
+def test_who_is_interrupted_while_it_makes_room_may_make_it_again() -> None:
+    """As a signal's handler does that closes the pool."""
+    room = Room()
+    with room._cond:
+        room.set()
+    assert room.is_set()
+    room.wait()
+    room.clear()
+    assert not room.is_set()

@@ -261,7 +261,7 @@ def test_which_unit_runs_and_for_how_long(channel: Channel) -> None:
     assert unit == "a"
     assert 0 <= ns <= after - before
     channel.worker.answer(0, b"", [])
-    assert (parent.running() or "none")[0] == "a"  # nobody has read its answer
+    assert parent.running() is None  # though nobody has read its answer
     channel.receive()
     assert parent.running() is None
     begin = time.monotonic_ns()
@@ -785,6 +785,42 @@ def test_who_uses_the_end_while_the_gate_is_left_keeps_it(channel: Channel, call
     channel.send()
     channel.run(2)
     assert [answer.unit for answer in channel.receive()] == [unit, "other"]
+
+
+def test_an_end_that_another_call_has_since_is_let_alone(channel: Channel, caller: Caller) -> None:
+    """While the gate is left, the dispatcher takes the answer, and another thread's call comes."""
+    second: list[Any] = []
+
+    def others() -> None:
+        channel.run(1)
+        assert [answer.unit for answer in channel.receive()] == [first]
+        second.append(thread.submit(caller.call, Sent()))
+        assert channel.take().claimed
+
+    class Between(Gated):
+        def __exit__(self, *_: object) -> None:
+            others()
+
+    first = Sent()
+    with ThreadPoolExecutor(1) as thread:
+        assert caller.call(first, gate=Between()) is None
+        assert channel.parent.lent
+        assert not caller.was_woken()
+        channel.worker.answer(0, b"2", [])
+        channel.worker.ring()
+        assert second[0].result().payload == b"2"
+    assert channel.parent.idle
+
+
+def test_an_end_that_is_closed_while_the_gate_is_left(channel: Channel, caller: Caller) -> None:
+    """Nobody is left to be woken."""
+
+    class Between(Gated):
+        def __exit__(self, *_: object) -> None:
+            channel.parent.close()
+
+    assert caller.call(Sent(), gate=Between()) is None
+    assert not caller.was_woken()
 
 
 def test_an_answer_beside_nonsense_is_brought(channel: Channel, caller: Caller) -> None:

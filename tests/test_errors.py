@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from faults import identity, killed, killed_at, square
+from faults import identity, killed, killed_at, killed_at_any, square
 
 from pooltrace.errors import WorkerLostError
 from pooltrace.pool import losses
@@ -21,6 +21,8 @@ CALLS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "apply": (lambda pool: pool.apply(killed_at, (3, 3)), "killed_at (first argument: 3)"),
     "apply, with keywords": (lambda pool: pool.apply(killed_at, kwds={"which": 1, "x": 1}), "killed_at"),
     "apply_async": (lambda pool: pool.apply_async(killed).get(), "killed"),
+    "apply, of a set": (lambda pool: pool.apply(killed_at_any, {3}), "killed_at_any"),
+    "apply_async, of a dict": (lambda pool: pool.apply_async(killed_at_any, {3: 4}).get(), "killed_at_any"),
     "map, items": (lambda pool: pool.map(three, range(6), 1), "killed_at (item 3: 3)"),
     "map, chunks": (lambda pool: pool.map(three, list(range(6)), 2), "killed_at (items 2 to 3, the first: 2)"),
     "map, a rest": (lambda pool: pool.map(three, range(4), 3), "killed_at (item 3: 3)"),

@@ -158,6 +158,13 @@ def test_callables_whose_state_can_be_put_back_are_kept() -> None:
     ]
     for other in others:
         assert cells_of(other) is None
+    assert cells_of(make_counter) == []
+    assert cells_of(counter) == []  # the module's: its cells are left alone
+    assert cells_of(lambda x, seen=[]: seen) is None
+    assert cells_of(lambda x, seen=(1, 2), *, more="a": seen) == []
+    marked = lambda: number
+    marked.state = state  # type: ignore[attr-defined]
+    assert cells_of(marked) is None
     empty = lambda: later
     assert cells_of(empty) is None
     later = 1
@@ -206,3 +213,28 @@ def test_what_is_plain_needs_nobody(family: str, monkeypatch: pytest.MonkeyPatch
     for obj in OTHER:
         serializer.dumps(obj)
     assert asked == OTHER
+
+
+def make_counter() -> Any:
+    count = 0
+
+    def counter() -> int:
+        nonlocal count
+        count += 1
+        return count
+
+    counter.__qualname__ = "counter"
+    return counter
+
+
+counter = make_counter()
+
+
+@pytest.mark.parametrize("family", ["multiprocessing", "multiprocess"])
+def test_a_pickler_that_had_much_to_remember_is_not_kept(family: str) -> None:
+    """Its memo stays as large as it was, and is cleared from end to end each time."""
+    serializer = Serializer(family)
+    serializer.dumps([[1], [2]])
+    assert len(serializer._picklers) == 1
+    serializer.dumps([[number] for number in range(100_000)])
+    assert serializer._picklers == []

@@ -213,8 +213,10 @@ class Engine:
         times = [slot.retry_at for slot in self._slots if slot.process is None and self._to_be_filled()]
         if any(slot.restless for slot in self._slots):
             times.append(self._look_at)
-        if self._limit is not None and any(slot.inflight for slot in self._slots):
-            longest = max((seconds for _, _, seconds in losses.running(self._slots)), default=0.0)
+        if self._limit is not None and any(slot.inflight and slot.late is None for slot in self._slots):
+            longest = max(
+                (seconds for slot, _, seconds in losses.running(self._slots) if slot.late is None), default=0.0
+            )
             times.append(time.monotonic() + self._limit - longest)
         return max(0.0, min(times) - time.monotonic()) if times else None
 

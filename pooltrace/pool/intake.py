@@ -18,6 +18,7 @@ from pooltrace.pool._channel import Answer
 from pooltrace.pool.jobs import Job, Tasks, Unit, Waiting
 from pooltrace.pool.results import Direct, abort, end_iterator, end_job, outcome
 from pooltrace.pool.serialize import Serializer
+from pooltrace.pool.waits import Room
 from pooltrace.tracer import emit
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ class TaskQueue:
         call = "imap_unordered" if "Unordered" in type(result).__name__ else "imap"
         job = self._begin(tasks.job_id, kind if chunked and kind else _channel.APPLY, function, call)
         job.chunk = batches[2] if chunked and batches else 1
-        job.room = threading.Event()
+        job.room = Room()
         if (size := tasks.buffersize) is not None:
             engine = self._engine
             job.may_feed = lambda fed: fed - result.taken() < size or engine.state == "CLOSE"

@@ -10,12 +10,12 @@ import inspect
 import itertools
 import marshal
 import reprlib
-import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from pooltrace.pool import _channel
 from pooltrace.pool.serialize import Pickled, Serializer, describe
+from pooltrace.pool.waits import Room
 from pooltrace.tracer import emit
 
 CONSTANT = (bool, int, float, str, bytes, type(None))
@@ -65,7 +65,7 @@ class Job:
         self.task = emit.new_task()
         self.fed = self.fed_bytes = 0  # units that the feeder has submitted; feeder's thread only
         self.sent = self.sent_bytes = 0  # units that are no longer queued; dispatcher's thread only
-        self.room: threading.Event | None = None  # the feeder waits for it when it is too far ahead,
+        self.room: Room | None = None  # the feeder waits for it when it is too far ahead,
         self.may_feed: Callable[[int], bool] | None = None  # or, with so many units fed, of who takes the results
         self.unit_ns = 0  # how long a unit takes, from the last ones; 0: not known yet. Dispatcher's thread only
         self.over = False  # its last result is in, or it was given up
@@ -185,8 +185,15 @@ class Unit:
         self.losses = 0  # it was running when its worker died, and was sent again
 
     def describe(self) -> str:
-        """Which of its job's items it has, and the first one, or the first argument; for an error's text."""
-        first = self._first() or self.first
+        """Which of its job's items it has, and the first one, or the first argument: for an error. Never raises."""
+        try:
+            return self._describe()
+        except Exception:  # the user's own sequence
+            return ""
+
+    def _describe(self) -> str:
+        first = self._first()
+        first = first if len(first) else self.first
         if self.job.single:
             return f" (first argument: {short(first[0])})" if first else ""
         begin, end = self.span or (self.index * self.job.chunk, self.index * self.job.chunk + self.items)
@@ -202,7 +209,8 @@ class Unit:
             return ()
         if self.span is not None:
             return what[self.span[0] : self.span[0] + 1]  # type: ignore[no-any-return]
-        return (what[0] if self.job.kind == _channel.APPLY else what)[:1]  # type: ignore[no-any-return]
+        row = what[0] if self.job.kind == _channel.APPLY else what
+        return row[:1] if type(row) in (tuple, list) else ()
 
     def pack(self, serializer: Serializer) -> None:
         """Pickles now, buffers too: who made the arguments may change them next. Raises what pickling raises."""

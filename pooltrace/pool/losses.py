@@ -35,7 +35,7 @@ def judge(slot: Slot, expected: bool) -> Verdict:
     """Of a dead worker that was heard to the end. `expected`: it was to leave, and is to blame no unit for that."""
     begun, waiting = slot.unanswered()
     how = _how_it_ended(slot)
-    if waiting and not begun and not expected:
+    if waiting and not begun and not expected and slot.late is None:
         waiting[0].deaths += 1  # it may have died of reading it
     hopeless = [unit for unit in waiting[:1] if unit.deaths >= MOST_DEATHS]
     retried = [unit for unit in begun if unit is not slot.late and unit.losses < slot.plan.retries]

@@ -18,7 +18,7 @@ from pooltrace.pool import _channel
 from pooltrace.pool._channel import Answer
 from pooltrace.pool.jobs import Outcome
 from pooltrace.pool.serialize import Serializer
-from pooltrace.pool.waits import Condition, Event
+from pooltrace.pool.waits import Condition, Event, Room
 from pooltrace.tracer import emit
 
 if TYPE_CHECKING:
@@ -137,14 +137,17 @@ def encoding_error(family: str, error: BaseException, value: str) -> Exception:
 
 def deliver(result: Any, answers: list[tuple[int, Outcome]]) -> None:
     """Sets answers, each with its unit's index."""
-    try:
-        if len(answers) > 1 and isinstance(result, Iterator):
-            result.set_all(answers)
-            return
+    iterator = isinstance(result, Iterator)
+    if iterator and len(answers) > 1:
+        result.set_all(answers)
+    else:
         for index, outcome in answers:
-            result._set(index, outcome)
-    except Exception as error:
-        _report(error)
+            try:
+                result._set(index, outcome)
+            except Exception as error:
+                _report(error)
+    if iterator and result.room is not None:
+        result.room.set()  # one may have been taken before it was counted
 
 
 def abort(result: Any, cache: Cache, error: BaseException, callbacks: bool) -> None:
@@ -185,17 +188,14 @@ class Iterator:
     _job: int
     _pool: object
     unordered: bool
-    room: threading.Event | None = None  # to be set when something was taken; with a `buffersize`
+    timeout_error: type[Exception]
+    room: Room | None = None  # to be set when something was taken; with a `buffersize`
 
     def next(self, timeout: float | None = None) -> Any:
         try:
             success, value = self._items.popleft()
         except IndexError:
-            try:
-                return super().next(timeout)  # type: ignore[misc]
-            finally:
-                if self.room is not None:
-                    self.room.set()
+            return self._wait(timeout)
         if self.room is not None:
             self.room.set()
         if success:
@@ -203,6 +203,20 @@ class Iterator:
         raise value
 
     __next__ = next
+
+    def _wait(self, timeout: float | None) -> Any:
+        """The stock way; but without a timeout there is none, if another thread is quicker."""
+        while True:
+            if self.room is not None:
+                self.room.set()
+            try:
+                return super().next(timeout)  # type: ignore[misc]
+            except self.timeout_error:
+                if timeout is not None:
+                    raise
+            finally:
+                if self.room is not None:
+                    self.room.set()
 
     def taken(self) -> int:
         """How many results were taken; any thread."""
@@ -244,7 +258,11 @@ def _iterator_of(stock: type) -> type:
     """The stock class, with the ways of ours."""
     made = _iterators.get(stock)
     if made is None:
-        more = {"__module__": stock.__module__, "unordered": "Unordered" in stock.__name__}
+        more = {
+            "__module__": stock.__module__,
+            "unordered": "Unordered" in stock.__name__,
+            "timeout_error": importlib.import_module(stock.__module__).TimeoutError,
+        }
         made = _iterators[stock] = type(stock.__name__, (Iterator, stock), more)
     return made
 

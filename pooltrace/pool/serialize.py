@@ -34,6 +34,9 @@ Pickled = tuple[bytes, list[memoryview]]
 Dump = Callable[[Any, "Callable[[pickle.PickleBuffer], object] | None"], bytes]
 
 
+_KEPT = 64 << 10  # bytes of a pickle after which its pickler may serve again
+
+
 class Serializer:
     """Pickles for one family: "multiprocessing" or "multiprocess". `main_is_shared`: the worker has our `__main__`."""
 
@@ -99,7 +102,8 @@ class Serializer:
             pickler.buffers = []
         else:
             buffers = []
-        picklers.append(pickler)
+        if len(data) < _KEPT:  # its memo never shrinks, and is cleared from end to end each time
+            picklers.append(pickler)
         return data, buffers
 
     def _fallbacks(self) -> list[Dump]:
@@ -203,11 +207,25 @@ def cells_of(function: object) -> Cells | None:
         return [] if isinstance(function.__self__, (NoneType, ModuleType)) else None
     if not isinstance(function, FunctionType):
         return None
+    if _is_of_a_module(function):
+        return []  # its state is the module's, as in the stock pools
+    if vars(function) or not all(
+        map(_is_constant, (function.__defaults__ or (), *(function.__kwdefaults__ or {}).values()))
+    ):
+        return None
     try:
         cells = [(cell, cell.cell_contents) for cell in function.__closure__ or ()]
     except ValueError:  # an empty one
         return None
     return cells if all(_is_constant(value) for _, value in cells) else None
+
+
+def _is_of_a_module(function: FunctionType) -> bool:
+    """It was pickled by its name."""
+    found: object = sys.modules.get(function.__module__)
+    for name in function.__qualname__.split("."):
+        found = getattr(found, name, None)
+    return found is function
 
 
 def _is_constant(value: object, depth: int = 0) -> bool:

@@ -121,12 +121,12 @@ class Slot:
             finally:
                 descriptors.disown(child, self.page)
         self.ready = self.stopping = self.writing = False
+        self.late: Unit | None = None  # it takes too long, and the worker was killed for it
         self.died_lent = False  # while a call had it
         self.listening = 0  # what the engine's selector looks for in the channel
         self.oom_kills = machine.oom_kills()
         self.restless = False  # it may have results that it has not told of,
         self.passed = 0  # or has begun units since the last look
-        self.late: Unit | None = None  # it takes too long, and the worker was killed for it
         self.start_error: BaseException | None = None
         self._known = worker.Functions()  # jobs whose function the worker keeps
         self.process = process
@@ -229,7 +229,9 @@ class Slot:
     def is_open(self) -> bool:
         """It may be sent units now."""
         end = self.end
-        usable = end is not None and self.ready and not self.stopping and not end.ended and end.ask()
+        usable = (
+            end is not None and self.ready and not self.stopping and self.late is None and not end.ended and end.ask()
+        )
         return usable and end is not None and self._left(end) > 0 and end.room > 0
 
     def is_idle(self) -> bool:

@@ -108,6 +108,30 @@ class Condition(threading.Condition):
         super().notify(n)
 
 
+class Room:
+    """Like threading.Event; a signal's handler may set it while its own thread does."""
+
+    def __init__(self) -> None:
+        self._cond = threading.Condition()  # of an RLock
+        self._flag = False  # under _cond
+
+    def is_set(self) -> bool:
+        return self._flag
+
+    def set(self) -> None:
+        with self._cond:
+            self._flag = True
+            self._cond.notify_all()
+
+    def clear(self) -> None:
+        with self._cond:
+            self._flag = False
+
+    def wait(self) -> None:
+        with self._cond:
+            self._cond.wait_for(self.is_set)
+
+
 class Waker:
     """Wakes a thread that waits for descriptors, `fileno()` among them; one byte for each sleep, whoever wakes it.
 

@@ -27,20 +27,20 @@ static int left_to_others(void) {
 enum { ANSWERED = 2, GO_ON = 1, LEFT = 0, RAISED = -1 };
 
 /* Signals' handlers run, and `leave`'s __exit__ if there is one, while the end is the dispatcher's.  GO_ON: it is as it
- * was, and lent again; LEFT: it is not. */
-static int step_aside(parent_t *p, uint64_t seq, PyObject *leave) {
-    p->lent = false;
+ * was, and lent again; else it is not *mine any more, and perhaps another call's. */
+static int step_aside(parent_t *p, uint64_t seq, PyObject *leave, bool *mine) {
+    p->lent = *mine = false;
     PyObject *done = leave ? PyObject_CallMethod(leave, "__exit__", "OOO", Py_None, Py_None, Py_None) : Py_NewRef(Py_None);
     if (!done) return RAISED;
     Py_DECREF(done);
     if (PyErr_CheckSignals() < 0) return RAISED;
     bool same = p->page && !p->lent && !p->wanted && p->inflight == 1 && p->next == seq + 1 && p->unit[seq % WINDOW];
     if (!same || p->retired || p->stopping) return LEFT;
-    p->lent = true;
+    p->lent = *mine = true;
     return GO_ON;
 }
 
-static int await_answer(parent_t *p, PyObject *list, uint64_t seq, bool sent) {
+static int await_answer(parent_t *p, PyObject *list, uint64_t seq, bool sent, bool *mine) {
     while (PyList_GET_SIZE(list) == 0) {
         struct pollfd fds[2] = {{.fd = p->out.fd, .events = sent ? POLLIN : POLLIN | POLLOUT}, {.fd = p->pidfd, .events = POLLIN}};
         int n;
@@ -61,7 +61,7 @@ static int await_answer(parent_t *p, PyObject *list, uint64_t seq, bool sent) {
             interrupted = true; /* it may have been, without the GIL */
         }
         if (interrupted && PyList_GET_SIZE(list) == 0) {
-            int how = step_aside(p, seq, NULL);
+            int how = step_aside(p, seq, NULL, mine);
             if (how != GO_ON) return how;
         }
     }
@@ -69,20 +69,20 @@ static int await_answer(parent_t *p, PyObject *list, uint64_t seq, bool sent) {
 }
 
 /* Sends the unit, and waits; the gate was entered, and is left. */
-static int call(parent_t *p, PyObject *const *args, PyObject *gate, PyObject *list) {
+static int call(parent_t *p, PyObject *const *args, PyObject *gate, PyObject *list, bool *mine) {
     uint64_t seq = p->next;
     bool posted = parent_send(p, args);
     if (posted && PyObject_SetAttrString(args[0], "sent", Py_True) < 0) PyErr_Clear();
     int all = posted ? sender_flush(&p->out, false) : 0, how = !posted ? RAISED : all < 0 ? left_to_others() : GO_ON;
     PyObject *type, *value, *traceback;
     PyErr_Fetch(&type, &value, &traceback);
-    int after = step_aside(p, seq, gate);
+    int after = step_aside(p, seq, gate, mine);
     if (type) {
         PyErr_Clear();
         PyErr_Restore(type, value, traceback);
     }
     if (how != GO_ON || after != GO_ON) return how == RAISED || after == RAISED ? RAISED : LEFT;
-    return await_answer(p, list, seq, all);
+    return await_answer(p, list, seq, all, mine);
 }
 
 /* The gate's Python code runs before the end is lent. */
@@ -97,13 +97,16 @@ PyObject *parent_call(parent_t *p, PyObject *const *args, Py_ssize_t n) {
         Py_XDECREF(left);
         goto out;
     }
-    p->lent = true;
-    int how = call(p, args, gate, list);
+    bool mine = p->lent = true;
+    int how = call(p, args, gate, list, &mine);
     PyObject *type, *value, *traceback;
     PyErr_Fetch(&type, &value, &traceback);
-    if (p->stop_due && p->page && !parent_send_stop(p)) PyErr_Clear(); /* without memory: it is killed in time */
-    bool tell = (p->wanted || p->inflight > 0) && p->pidfd >= 0;
-    p->lent = p->wanted = false;
+    bool tell = false;
+    if (mine || !p->lent) { /* else another call has it, and does that at its end */
+        if (p->stop_due && p->page && !parent_send_stop(p)) PyErr_Clear(); /* without memory: it is killed in time */
+        tell = p->page && p->pidfd >= 0 && (p->wanted || p->inflight > 0);
+        p->lent = p->wanted = false;
+    }
     if (tell) (void)!send(waker, ".", 1, MSG_DONTWAIT | MSG_NOSIGNAL); /* full: it is awake */
     PyErr_Restore(type, value, traceback);
     if (how != RAISED) answer = Py_NewRef(how == ANSWERED ? PyList_GET_ITEM(list, 0) : Py_None);

@@ -37,7 +37,7 @@ struct page {
     _Atomic uint64_t claim[WINDOW];  /* parent offers, both move on: number << 2 | enum claim */
     _Alignas(64) _Atomic uint64_t passed; /* worker: numbers below this are taken off the channel, started or skipped */
     _Atomic uint64_t head;           /* worker: bytes of results ever published */
-    _Atomic uint64_t begun;          /* worker: when it claimed its last unit, ns << 8 | number % WINDOW */
+    _Atomic uint64_t begun;          /* worker: when it claimed the unit that runs, ns << 8 | number % WINDOW; 0: it answers */
     _Alignas(64) _Atomic uint64_t tail; /* parent: bytes of them that it has taken */
     _Alignas(64) _Atomic uint64_t rung; /* both: there is a bell that the parent has not heard */
     _Alignas(64) uint8_t results[RESULTS]; /* worker, between head and tail + RESULTS */

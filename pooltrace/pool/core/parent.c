@@ -303,7 +303,7 @@ static PyObject *parent_running(parent_t *p, PyObject *unused) {
     if (!is_open(p)) return NULL;
     uint64_t begun = atomic_load_explicit(&p->page->begun, memory_order_acquire), at = begun & 0xff;
     _Static_assert(WINDOW == 256, "its numbers have 8 bits");
-    if (!p->unit[at] || !claim_is(p->page, p->seq[at], CLAIM_CLAIMED)) Py_RETURN_NONE;
+    if (begun <= 0xff || !p->unit[at] || !claim_is(p->page, p->seq[at], CLAIM_CLAIMED)) Py_RETURN_NONE;
     uint64_t ns = ((channel_now() << 8) - (begun & ~(uint64_t)0xff)) >> 8;
     return Py_BuildValue("(OK)", p->unit[at], (unsigned long long)ns);
 }

@@ -144,6 +144,7 @@ static PyObject *worker_answer(worker_t *w, PyObject *const *args, Py_ssize_t n)
     long flags = PyLong_AsLong(args[0]);
     if ((flags == -1 && PyErr_Occurred()) || !is_open(w)) return NULL;
     if (!w->running) return PyErr_Format(PyExc_ValueError, "no unit runs here");
+    atomic_store_explicit(&w->page->begun, 0, memory_order_release); /* it has ended, however long its answer takes */
     uint64_t at = channel_now(), took = at - w->began;
     if (PyBytes_CheckExact(args[1]) && PyList_GET_SIZE(args[2]) == 0 && PyBytes_GET_SIZE(args[1]) <= (Py_ssize_t)RESULT_MOST) {
         struct record r = {.len = (uint32_t)PyBytes_GET_SIZE(args[1]), .flags = (uint32_t)flags, .seq = w->seq, .ns = took};
