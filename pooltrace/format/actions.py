@@ -118,6 +118,10 @@ def proc_stop(state: State, m: M, args: Args) -> None:
     p = _proc(state, m.p)
     if p.status not in (_P_RUNNING, _P_SYSCALL):
         raise Broken(f"P {m.p} is {_name(ProcStatus, p.status)}, neither running nor in a syscall")
+    g = state.gs.get(m.g)
+    if g is not None and g.status == _RUNNING:  # in readers' eyes it runs on, on no P
+        why = f"generation {state.gen}, M {m.id}, ProcStop: P {m.p} stops while G {m.g} runs on it"
+        state.misreads.add(why, event="ProcStop", gen=state.gen, m=m.id)
     p.status = _P_IDLE
     m.p = _NONE
 
