@@ -269,6 +269,15 @@ def add_good_unusual_ids() -> None:
             *generation(batch(100, 2000, *parent(g=1 << 62)), gen=2, time=2000),
         ],
     )
+    scenario(
+        "syscall-untold",
+        "a G is in a syscall over two borders, and no generation tells of it again: a head does",
+        [
+            *alone("GoSyscallBegin dt=1 p_seq=1 stack=0"),
+            *generation(gen=2, time=2000),
+            *generation(batch(100, 3000, "GoSyscallEnd dt=1"), gen=3, time=3000),
+        ],
+    )
     clock = generation(gen=2, time=0, table_time=3000, freq=4)
     events = batch(100, 3000, *parent(), gen=2)
     at_0 = "a generation whose clock is in a batch at 0, which is no time to readers: its head counts all the same"

@@ -5,9 +5,9 @@ the middle (a cut, a recorder's window) puts a head before its first generation:
 with its start function; the user regions that the running ones are in; the tasks under way. Knows states and batches;
 no files, no generations but the one that it is for.
 
-What is in it has times just before the generation's own, one unit of time apart. A G that runs has its status in the
-generation itself, as the format asks for, and here before it: its regions are put behind that one, and readers allow
-generations that do not say it. A G in a syscall has the generation's own only.
+What is in it has times just before the generation's own, one unit of time apart. A G that runs, or is in a syscall,
+has its status in the generation itself, as the format asks for, and here before it: its regions are put behind that
+one, and readers allow generations that do not say it.
 Tasks can be begun by a running G only: a G that was destroyed before comes back for it, on the M and P that it had.
 """
 
@@ -199,14 +199,13 @@ def _at_work(state: State, origins: Origins, header: Header, added: _Added) -> I
     """Ms that have a P, with their Gs and the regions of these."""
     for m in state.ms.values():
         p, g = state.ps.get(m.p), state.gs.get(m.g)
-        if p is None or (g is not None and g.status != GoStatus.RUNNING):
+        if p is not None and p.status in (ProcStatus.RUNNING, ProcStatus.SYSCALL):
+            yield _Line(m.id, "ProcStatus", (m.p, p.status))
+        if g is None or g.status not in (GoStatus.RUNNING, GoStatus.SYSCALL):
             continue
-        if p.status != ProcStatus.RUNNING and (g is None or p.status != ProcStatus.SYSCALL):
-            continue  # a G that runs on a P in a syscall is no writer's, but readers allow it
-        yield _Line(m.id, "ProcStatus", (m.p, p.status))
-        if g is None:
+        yield _status(m.id, m.g, m.id, GoStatus(g.status), origins, header, added)
+        if g.status != GoStatus.RUNNING or p is None:
             continue
-        yield _status(m.id, m.g, m.id, GoStatus.RUNNING, origins, header, added)
         for region in origins.regions.get(m.g, ()) if g.regions else ():
             args = (region.task, added.string(region.name), added.stack(region.stack))
             yield _Line(m.id, "UserRegionBegin", args)
@@ -246,14 +245,14 @@ def _spare(state: State, gone: Gone | None, said: _Said, generation: Generation)
     A P that is made up must not be told of by a later generation, and those are not known here: its number is high, and
     drawn from the generation, so that no file has it but one that was made for that.
     """
-    if gone is not None and gone.m in state.ms and gone.p in state.ps:
+    if gone is not None and gone.m in state.ms and gone.p in state.ps and gone.g not in state.gs:
         m = state.ms[gone.m]
         if m.p == m.g == spec.NONE and state.ps[gone.p].status == ProcStatus.IDLE:
             return gone
     free_g = next(_free(state.gs.keys() | said.created, _NEW))
     drawn = _NEW + zlib.crc32(repr((generation.gen, generation.min_time, generation.tables.strings)).encode())
     free_m, free_p = next(_free(state.ms.keys() | said.ms)), next(_free(state.ps.keys() | said.ps, drawn))
-    return Gone(free_m, free_p, gone.g if gone else free_g, ())
+    return Gone(free_m, free_p, gone.g if gone and gone.g not in state.gs else free_g, ())
 
 
 def _free(used: Container[int], first: int = 1) -> Iterator[int]:

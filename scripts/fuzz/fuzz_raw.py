@@ -5,8 +5,9 @@
     python scripts/fuzz/fuzz_raw.py --atheris [options of libFuzzer]         the same inputs, chosen by coverage
 
 What must hold: reading raises BadTraceError or nothing; the text form says the same again; a piece that is cut out of
-a trace that is in order is in order. Half of the mutations are made of bytes, half of numbers and events (raw.py takes
-the file apart and puts it together again), since few files that are broken at random get past their first batch.
+a trace that is in order is in order. Some inputs are small traces by chance (by_chance.py). Of the others half are made
+of bytes, half of numbers and events (raw.py takes the file apart and puts it together again), since few files that are
+broken at random get past their first batch.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Final
+
+import by_chance
 
 from pooltrace.errors import BadTraceError
 from pooltrace.format import cut, order, raw, spec, text
@@ -157,6 +160,8 @@ class Mutator:
         self.parts = [parts for parts in map(take_apart, seeds) if parts]
 
     def make(self) -> bytes:
+        if self.dice.random() < 0.3:
+            return by_chance.make(self.dice)
         return self._of_bytes() if self.dice.random() < 0.4 or not self.parts else self._of_events()
 
     def _of_bytes(self) -> bytes:
