@@ -575,6 +575,12 @@ def add_misread() -> None:
         alone("GoStatus dt=1 g=5 m=100 gstatus=2"),
     )
     misread(
+        "g-displaced-by-syscall",
+        "the same of a G that is in a syscall",
+        "it runs G 5 all at once, and G 1 nowhere",
+        alone("GoStatus dt=1 g=5 m=100 gstatus=3"),
+    )
+    misread(
         "p-stops-under-g",
         "a P stops while a G runs on it: readers take it, and show the G as running on, without a P",
         "P 0 stops while G 1 runs on it",

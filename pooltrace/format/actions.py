@@ -166,9 +166,7 @@ def go_status_of(event: str) -> Callable[[State, M, Args], list[Shown] | None]:
         else:
             raise Broken(f"G {number} is new, after the first generation")
         if status == _RUNNING:
-            if m.g not in (_NONE, number):  # in readers' eyes that one runs on, nowhere
-                why = f"generation {state.gen}, M {m.id}, {event}: it runs G {number} all at once, and G {m.g} nowhere"
-                state.misreads.add(why, event=event, gen=state.gen, m=m.id)
+            _takes(state, m, number, event)
             m.g = number
         elif status == _SYSCALL:
             return _syscall_status(state, m, number, named, row, args)
@@ -177,12 +175,20 @@ def go_status_of(event: str) -> Callable[[State, M, Args], list[Shown] | None]:
     return apply
 
 
+def _takes(state: State, m: M, number: int, event: str) -> None:
+    """A status says that the M has this G. If it has another one, that runs on in readers' eyes, nowhere."""
+    if m.g not in (_NONE, number):
+        why = f"generation {state.gen}, M {m.id}, {event}: it runs G {number} all at once, and G {m.g} nowhere"
+        state.misreads.add(why, event=event, gen=state.gen, m=m.id)
+
+
 def _syscall_status(state: State, m: M, number: int, named: int, row: EventSpec, args: Args) -> list[Shown] | None:
     if named == _NONE:
         raise Broken(f"G {number} is in a syscall without an M")
     if named == m.id:
         if not state.first and m.g != number:
             raise Broken(f"G {number} is in a syscall of M {named}, which has G {m.g}")
+        _takes(state, m, number, row.name)
         m.g = number
         return None
     other = state.ms.get(named)
