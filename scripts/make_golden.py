@@ -581,6 +581,18 @@ def add_misread() -> None:
         alone("GoStatus dt=1 g=5 m=100 gstatus=3"),
     )
     misread(
+        "p-on-two-ms",
+        "a status says that a P is on a second M: readers take it, and show it on both",
+        "P 0 is on M 100 all the same",
+        one(batch(100, 1000, *parent()), batch(200, 1010, "ProcStatus dt=1 p=0 pstatus=1")),
+    )
+    misread(
+        "g-on-two-ms",
+        "the same of a G",
+        "G 1 is on M 100 all the same",
+        one(batch(100, 1000, *parent()), batch(200, 1010, *parent(200, p=1))),
+    )
+    misread(
         "p-stops-under-g",
         "a P stops while a G runs on it: readers take it, and show the G as running on, without a P",
         "P 0 stops while G 1 runs on it",

@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -380,18 +381,16 @@ MISUSES = [
 
 
 @pytest.mark.parametrize(("words", "said"), MISUSES)
-def test_misuse_is_one_line_and_nothing_runs(words: list[str], said: str) -> None:
-    before = sorted(PROGRAMS.iterdir())
-    (PROGRAMS / "golden").mkdir(exist_ok=True)
-    try:
-        ended = python("-m", "pooltrace", "run", *words)
-    finally:
-        (PROGRAMS / "golden").rmdir()
+def test_misuse_is_one_line_and_nothing_runs(words: list[str], said: str, tmp_path: Path) -> None:
+    (tmp_path / "golden").mkdir()
+    shutil.copy(PROGRAMS / "where.py", tmp_path)
+    before = sorted(tmp_path.iterdir())
+    ended = python("-m", "pooltrace", "run", *words, cwd=tmp_path)
     assert (ended.status, ended.out) == (2, "")
     assert said in ended.err
     assert ended.err.startswith("pooltrace run: ")
     assert ended.err.count("\n") == 1
-    assert sorted(PROGRAMS.iterdir()) == before
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_nothing_is_no_place_that_is_taken(tmp_path: Path) -> None:

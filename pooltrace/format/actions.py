@@ -81,6 +81,12 @@ def _new_g(state: State, number: int, status: GoStatus, event: str, m: M) -> Non
 # --- Ps -------------------------------------------------------------------------------------------
 
 
+def _on_two(state: State, m: M, event: str, what: str, before: M) -> None:
+    """Readers allow it, and show it on both."""
+    why = f"generation {state.gen}, M {m.id}, {event}: {what} is on M {before.id} all the same"
+    state.misreads.add(why, event=event, gen=state.gen, m=m.id)
+
+
 def proc_status(state: State, m: M, args: Args) -> list[Shown] | None:
     number, status = args
     _real("P", number)
@@ -99,7 +105,10 @@ def proc_status(state: State, m: M, args: Args) -> list[Shown] | None:
         raise Broken(f"P {number} is {_name(ProcStatus, p.status)}, not {_name(ProcStatus, status)}")
     p.gen, p.seq = state.gen, 0
     if args[1] in (_P_RUNNING, _P_SYSCALL):
-        m.p = number
+        before = state.ms.get(p.m)
+        if before is not None and before is not m and before.p == number:
+            _on_two(state, m, "ProcStatus", f"P {number}", before)
+        m.p, p.m = number, m.id
     return shown
 
 
@@ -110,7 +119,7 @@ def proc_start_ready(state: State, m: M, args: Args) -> bool:
 
 def proc_start(state: State, m: M, args: Args) -> None:
     p = state.ps[args[0]]
-    p.status, p.seq = _P_RUNNING, args[1]
+    p.status, p.seq, p.m = _P_RUNNING, args[1], m.id
     m.p = args[0]
 
 
@@ -167,7 +176,7 @@ def go_status_of(event: str) -> Callable[[State, M, Args], list[Shown] | None]:
             raise Broken(f"G {number} is new, after the first generation")
         if status == _RUNNING:
             _takes(state, m, number, event)
-            m.g = number
+            m.g, state.gs[number].m = number, m.id
         elif status == _SYSCALL:
             return _syscall_status(state, m, number, named, row, args)
         return None
@@ -177,6 +186,9 @@ def go_status_of(event: str) -> Callable[[State, M, Args], list[Shown] | None]:
 
 def _takes(state: State, m: M, number: int, event: str) -> None:
     """A status says that the M has this G. If it has another one, that runs on in readers' eyes, nowhere."""
+    before = state.ms.get(state.gs[number].m)
+    if before is not None and before is not m and before.g == number:
+        _on_two(state, m, event, f"G {number}", before)
     if m.g not in (_NONE, number):
         why = f"generation {state.gen}, M {m.id}, {event}: it runs G {number} all at once, and G {m.g} nowhere"
         state.misreads.add(why, event=event, gen=state.gen, m=m.id)
@@ -189,7 +201,7 @@ def _syscall_status(state: State, m: M, number: int, named: int, row: EventSpec,
         if not state.first and m.g != number:
             raise Broken(f"G {number} is in a syscall of M {named}, which has G {m.g}")
         _takes(state, m, number, row.name)
-        m.g = number
+        m.g, state.gs[number].m = number, m.id
         return None
     other = state.ms.get(named)
     if other is None:
@@ -222,7 +234,7 @@ def go_start_ready(state: State, m: M, args: Args) -> bool:
 
 def go_start(state: State, m: M, args: Args) -> None:
     g = state.gs[args[0]]
-    g.status, g.seq = _RUNNING, args[1]
+    g.status, g.seq, g.m = _RUNNING, args[1], m.id
     m.g = args[0]
 
 

@@ -44,14 +44,16 @@ class M:
 class _Resource:
     """What Gs and Ps share.
 
-    A status, the last sequence number with its generation, the ranges under way (event, kind as a string id, kind).
+    A status, the last sequence number with its generation, the ranges under way (event, kind as a string id, kind), and
+    the M that had it last.
     """
 
-    __slots__ = ("gen", "ranges", "seq", "status")
+    __slots__ = ("gen", "m", "ranges", "seq", "status")
 
     def __init__(self, status: int, gen: int) -> None:
         self.status = status
         self.gen = gen
+        self.m = _NONE
         self.seq = 0
         self.ranges: list[tuple[str, int, bytes]] = []
 
