@@ -296,6 +296,11 @@ def add_good_unusual_ids() -> None:
             *generation(batch(100, 2000, *parent()), gen=2, time=2000, stacks={-1: [(2, 4, 2, 9)]}),
         ],
     )
+
+
+def add_good_unusual_states() -> None:
+    """States that no writer makes, and readers allow: a head has to know them."""
+    task = "UserTaskBegin dt=1 task=1 parent=0 name=3 stack=1"
     scenario(
         "p-in-syscall",
         "an M whose G runs on a P that is in a syscall: no writer's, but readers allow it",
@@ -549,12 +554,12 @@ def add_strict() -> None:
     strict("cut-tables", "a 1.26 trace that ends within a generation of tables alone", "cut off", one(end=False))
 
 
+def misread(name: str, guards: str, says: str, lines: Lines) -> None:
+    scenario(name, guards, lines, outcome="misread", says=says)
+
+
 def add_misread() -> None:
     """What Go accepts and shows wrongly."""
-
-    def misread(name: str, guards: str, says: str, lines: Lines) -> None:
-        scenario(name, guards, lines, outcome="misread", says=says)
-
     twice = [CREATE, "GoStop dt=1 reason=0 stack=0", START, "GoDestroy dt=1", "GoStart dt=1 g=1 g_seq=1", CREATE]
     misread(
         "g-twice",
@@ -567,36 +572,6 @@ def add_misread() -> None:
         "a unit starts 5 us before it is created, by its time: Go moves it",
         "at 6003 ns: an event that goes before it has a time",
         one(batch(100, 1000, *parent(), CREATE.replace("dt=10", "dt=10000")), batch(200, 6000, *worker(), START)),
-    )
-    misread(
-        "g-displaced",
-        "a status says that another G runs on an M: readers take it, and show the one before as running on",
-        "it runs G 5 all at once, and G 1 nowhere",
-        alone("GoStatus dt=1 g=5 m=100 gstatus=2"),
-    )
-    misread(
-        "g-displaced-by-syscall",
-        "the same of a G that is in a syscall",
-        "it runs G 5 all at once, and G 1 nowhere",
-        alone("GoStatus dt=1 g=5 m=100 gstatus=3"),
-    )
-    misread(
-        "p-on-two-ms",
-        "a status says that a P is on a second M: readers take it, and show it on both",
-        "P 0 is on M 100 all the same",
-        one(batch(100, 1000, *parent()), batch(200, 1010, "ProcStatus dt=1 p=0 pstatus=1")),
-    )
-    misread(
-        "g-on-two-ms",
-        "the same of a G",
-        "G 1 is on M 100 all the same",
-        one(batch(100, 1000, *parent()), batch(200, 1010, *parent(200, p=1))),
-    )
-    misread(
-        "p-stops-under-g",
-        "a P stops while a G runs on it: readers take it, and show the G as running on, without a P",
-        "P 0 stops while G 1 runs on it",
-        alone("ProcStop dt=1"),
     )
     overlap = generation(batch(100, 2000, *parent()), gen=2, time=2000)
     misread(
@@ -629,6 +604,40 @@ def add_misread() -> None:
     misread("stw-name", "an STW range has another name where it ends", "another kind", [*begun, *ended])
 
 
+def add_misread_states() -> None:
+    """The same of what an M has, or what runs nowhere."""
+    misread(
+        "g-displaced",
+        "a status says that another G runs on an M: readers take it, and show the one before as running on",
+        "it runs G 5 all at once, and G 1 nowhere",
+        alone("GoStatus dt=1 g=5 m=100 gstatus=2"),
+    )
+    misread(
+        "g-displaced-by-syscall",
+        "the same of a G that is in a syscall",
+        "it runs G 5 all at once, and G 1 nowhere",
+        alone("GoStatus dt=1 g=5 m=100 gstatus=3"),
+    )
+    misread(
+        "p-on-two-ms",
+        "a status says that a P is on a second M: readers take it, and show it on both",
+        "P 0 is on M 100 all the same",
+        one(batch(100, 1000, *parent()), batch(200, 1010, "ProcStatus dt=1 p=0 pstatus=1")),
+    )
+    misread(
+        "g-on-two-ms",
+        "the same of a G",
+        "G 1 is on M 100 all the same",
+        one(batch(100, 1000, *parent()), batch(200, 1010, *parent(200, p=1))),
+    )
+    misread(
+        "p-stops-under-g",
+        "a P stops while a G runs on it: readers take it, and show the G as running on, without a P",
+        "P 0 stops while G 1 runs on it",
+        alone("ProcStop dt=1"),
+    )
+
+
 def scenarios() -> list[Scenario]:
     """All of them, by name."""
     _SCENARIOS.clear()
@@ -638,12 +647,14 @@ def scenarios() -> list[Scenario]:
         add_good_more,
         add_good_unusual,
         add_good_unusual_ids,
+        add_good_unusual_states,
         add_broken_order,
         add_broken_ranges,
         add_broken_tables,
         add_broken_generations,
         add_strict,
         add_misread,
+        add_misread_states,
     )
     for step in steps:
         step()
