@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pooltrace.pool.slots import Slot
 
 SetLength = Callable[[int], None]
+_STACK = emit.frame("pooltrace.pool.intake", __file__, 0)  # the stack of what is our own in a submission
 
 
 class TaskQueue:
@@ -210,7 +211,7 @@ class TaskQueue:
         traced = emit.enabled() and (emit.enter() or True)
         if unit.error is None:
             if traced:
-                emit.region_begin(emit.PHASE, 0, "pickle", None)
+                emit.region_begin(emit.PHASE, 0, "pickle", _STACK)
             try:
                 unit.pack(engine.serializer)
             except BaseException as error:
@@ -231,7 +232,7 @@ class TaskQueue:
 
 def _pack(unit: Unit, serializer: Serializer) -> bytes:
     """Pickles the arguments of a call, and its function, which it returns. Raises what that raises."""
-    emit.region_begin(emit.PHASE, 0, "pickle", None)
+    emit.region_begin(emit.PHASE, 0, "pickle", _STACK)
     try:
         unit.packed = serializer.dumps(unit.payload())
         return unit.job.blob(serializer)

@@ -53,6 +53,11 @@ def start_function() -> emit.Stack:
     return emit.frame("pooltrace.pool.worker.main", __file__, 0)
 
 
+_STACK = (
+    start_function()
+)  # the stack of what is our own in a unit: to take the real one would cost more than most of that
+
+
 def main(setup: Setup, initializer: Callable[..., object] | None, initargs: Iterable[Any]) -> None:
     """The target of a worker process."""
     path, entry, pipe = setup.trace
@@ -239,7 +244,7 @@ class _Worker:
         function = self._remember(frame)
         emit.unit_begin(frame.unit, frame.generation, function.stack if function else None)
         flags, payload, buffers = self._answer(frame, function)
-        emit.region_begin(emit.PHASE, 0, "send", None)
+        emit.region_begin(emit.PHASE, 0, "send", _STACK)
         self._end.answer(flags, payload, buffers)
         emit.region_end()
         emit.unit_end()
@@ -257,7 +262,7 @@ class _Worker:
                 _end_child(error)
             value, failed = error, _channel.FAILED
             emit.log(function.task if function else 0, "exception", _brief(error))
-        emit.region_begin(emit.PHASE, 0, "pickle", None)
+        emit.region_begin(emit.PHASE, 0, "pickle", _STACK)
         try:
             if failed:
                 payload, buffers = self._pickle_error(value)
@@ -278,7 +283,7 @@ class _Worker:
         if known is None:
             lost = frame.payload is None
             raise MemoryError("no memory for what was sent") if lost else InternalError("no function came with a unit")
-        emit.region_begin(emit.PHASE, 0, "unpickle", None)
+        emit.region_begin(emit.PHASE, 0, "unpickle", _STACK)
         try:
             self._in_user_code = True
             function, what = known.load(), Serializer.loads(frame.payload, frame.buffers)
