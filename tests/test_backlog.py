@@ -20,8 +20,16 @@ from pooltrace.pool.slots import DEPTH_NS
 from pooltrace.tracer import emit
 
 
+@pytest.fixture(params=[0, 1, 1000], autouse=True)
+def at_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How many units of a row a slot takes in one go; the others one by one, as those that need a pickler."""
+    monkeypatch.setattr(FakeSlot, "at_once", request.param)
+
+
 class FakeSlot:
     """Takes what it is given; the first one runs for ever."""
+
+    at_once = 0
 
     def __init__(self, depth: int | None = None, is_open: bool = True) -> None:
         self.units: list[Unit] = []
@@ -46,6 +54,11 @@ class FakeSlot:
             self.units.append(unit)
         return not self.in_a_call
 
+    def post_row(self, row: Row, most: int) -> int:
+        count = 0 if self.in_a_call else min(self.at_once, most, row.left)
+        self.units.extend(row.take() for _ in range(count))
+        return count
+
     def take_back(self, most: int) -> list[Unit]:
         keep = max(1, len(self.units) - most)
         taken, self.units = self.units[keep:], self.units[:keep]
@@ -62,7 +75,7 @@ def backlog_of(count: int, unit_ns: int = 0) -> tuple[Backlog, Job, list[tuple[U
     job = Job(1, _channel.MAP, square)
     job.unit_ns = unit_ns
     if count:
-        add(backlog, Row(job, range(count), 1, 0, count, emit.new_g(count)))
+        add(backlog, Row(Unit, job, range(count), 1, 0, count, emit.new_g(count)))
     return backlog, job, failed
 
 
@@ -131,7 +144,7 @@ def test_the_last_one_that_waits_is_taken_back() -> None:
 def test_a_job_that_is_over_gets_no_worker() -> None:
     backlog, job, failed = backlog_of(10)
     other = Job(2, _channel.MAP, square)
-    add(backlog, Row(other, range(1), 1, 0, 1, emit.new_g()))
+    add(backlog, Row(Unit, other, range(1), 1, 0, 1, emit.new_g()))
     job.end()
     a = FakeSlot()
     assign(backlog, a)
@@ -177,7 +190,7 @@ def test_what_is_put_back_comes_first_and_in_order() -> None:
 
 def test_a_row_makes_its_units_one_by_one() -> None:
     job = Job(1, _channel.MAP, square)
-    row = Row(job, range(7), 3, 0, 3, 100)
+    row = Row(Unit, job, range(7), 3, 0, 3, 100)
     units = [row.take() for _ in range(3)]
     assert [unit.payload() for unit in units] == [(0, 1, 2), (3, 4, 5), (6,)]
     assert [(unit.g, unit.index, unit.span) for unit in units] == [(100, 0, (0, 3)), (101, 1, (3, 6)), (102, 2, (6, 7))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import marshal
 import mmap
 import os
 import signal
@@ -12,6 +13,7 @@ import struct
 import threading
 import time
 import weakref
+from collections import namedtuple
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -374,6 +376,125 @@ def test_a_unit_that_refers_to_its_channel_is_collected() -> None:
 
 
 # -- results
+
+
+class Unit(_channel.Unit):
+    """As the pool's."""
+
+
+Pair = namedtuple("Pair", "a b")
+
+
+def post_row(channel: Channel, items: Any, size: int = 1, most: int = 1000, g: int = 100) -> tuple[_channel.Row, int]:
+    row = _channel.Row(Unit, "the job", items, size, 0, -(-len(items) // size), g)
+    row.generation = 5
+    return row, channel.parent.post_row(row, most, _channel.MAP, 9)
+
+
+def test_a_row_is_posted_as_its_units_would_be(channel: Channel) -> None:
+    row, posted = post_row(channel, ("a", 2.5, None, "b", b"c"), 2, 2)
+    assert (posted, row.left, row.index, row.g) == (2, 1, 2, 102)
+    rest = row.take()
+    assert (rest.job, rest.payload(), rest.index, rest.g, rest.generation, rest.span) == (
+        "the job",
+        (b"c",),
+        2,
+        102,
+        5,
+        (4, 5),
+    )
+    with pytest.raises(IndexError):
+        row.take()
+    units = channel.parent.units()
+    assert [type(unit) for unit in units] == [Unit, Unit]
+    assert [(unit.job, unit.index, unit.g, unit.generation, unit.payload()) for unit in units] == [
+        ("the job", 0, 100, 5, ("a", 2.5)),
+        ("the job", 1, 101, 5, (None, "b")),
+    ]
+    channel.send()
+    for unit in units:
+        frame = channel.take()
+        assert frame.claimed
+        assert frame[:5] == (_channel.MAP, 0, 5, unit.g, 9)
+        assert marshal.loads(frame.payload or b"") == unit.payload()
+        channel.worker.answer(0, _channel.plain([unit.index]) or b"", [])
+    answers = channel.receive()
+    assert [(answer.unit, answer.payload, answer.outcome) for answer in answers] == [
+        (units[0], None, (True, [0])),
+        (units[1], None, (True, [1])),
+    ]
+
+
+def test_a_row_is_posted_up_to_what_is_not_plain(channel: Channel) -> None:
+    row, posted = post_row(channel, (1, 2, [3], 4))
+    assert (posted, row.left, row.take().payload()) == (2, 2, ([3],))
+    assert channel.parent.post_row(row, 1000, _channel.MAP, 9) == 1
+    for items in (Pair(1, 2), [1, 2]):
+        assert post_row(channel, items)[1] == 0
+    row, posted = post_row(channel, range(199), 100)
+    assert (posted, row.take().payload()) == (0, range(100))  # not written out
+    assert channel.parent.post_row(row, 1000, _channel.MAP, 9) == 0
+    assert row.take().payload() == tuple(range(100, 199))
+    assert post_row(channel, range(1 << 70, (1 << 70) + 2))[1] == 2
+
+
+def test_a_row_is_posted_as_far_as_there_is_room(channel: Channel) -> None:
+    row, posted = post_row(channel, range(1000))
+    assert posted == channel.parent.inflight == _channel.WINDOW - 1
+    assert channel.parent.room == 0
+    channel.send()
+    channel.run(10)
+    assert channel.parent.post_row(row, 1000, _channel.MAP, 9) == 1  # the worker is past them, but they have no answers
+    channel.receive()
+    assert channel.parent.post_row(row, 4, _channel.MAP, 9) == 4
+    assert channel.parent.post_row(row, 1000, _channel.MAP, 9) == 5
+    assert [unit.index for unit in channel.parent.units()] == list(range(10, _channel.WINDOW + 9))
+    assert [unit.index for unit in channel.parent.take_back(3)] == [264, 263, 262]
+    assert channel.parent.post_row(row, 0, _channel.MAP, 9) == channel.parent.post_row(row, -1, _channel.MAP, 9) == 0
+
+
+def test_a_row_and_its_units_are_collected(channel: Channel) -> None:
+    class Job:
+        pass
+
+    job: Any = Job()
+    gone = weakref.ref(job)
+    job.row = _channel.Row(Unit, job, (1, job), 1, 0, 2, 100)
+    job.unit = job.row.take()
+    job.unit.first = job.unit.packed = job.unit.what = job
+    del job
+    gc.collect()
+    assert gone() is None
+
+
+@pytest.mark.parametrize(
+    "args", [(int, 0, (), 1, 0, 0, 1), (Unit, 0, (), 0, 0, 0, 1), (Unit, 0, (), 1, -1, 0, 1), (Unit, 0)]
+)
+def test_a_row_that_is_none(args: tuple[Any, ...]) -> None:
+    with pytest.raises((TypeError, ValueError)):
+        _channel.Row(*args)
+
+
+def test_a_row_that_promises_more_than_there_is(channel: Channel) -> None:
+    row = _channel.Row(Unit, "the job", (1,), 1, 0, 3, 100)
+    assert channel.parent.post_row(row, 3, _channel.MAP, 9) == 3
+    assert [unit.payload() for unit in channel.parent.units()] == [(1,), (), ()]
+    row = _channel.Row(Unit, "the job", 5, 1, 0, 3, 100)  # type: ignore[arg-type]
+    assert channel.parent.post_row(row, 3, _channel.MAP, 9) == 0
+    with pytest.raises(TypeError):
+        row.take()
+
+
+def test_a_plain_result_that_makes_no_sense_is_left_as_it_is(channel: Channel) -> None:
+    results = [(0, b"(\x05\x00"), (_channel.FAILED, b"N"), (0, b"\x80N"), (0, b"")]
+    for flags, payload in results:
+        channel.post("unit")
+        channel.send()
+        assert channel.take().claimed
+        channel.worker.answer(flags, payload, [])
+    assert [(answer.flags, answer.payload, answer.outcome) for answer in channel.receive()] == [
+        (flags, payload, None) for flags, payload in results
+    ]
 
 
 def test_small_results_are_told_of_together(channel: Channel) -> None:

@@ -14,6 +14,7 @@ import numpy
 import pytest
 from faults import NotPicklable, add, square
 
+from pooltrace.pool import _channel
 from pooltrace.pool.serialize import Serializer, cells_of, describe, main_is_importable
 
 FAMILIES = ("multiprocessing", "multiprocess")
@@ -28,7 +29,7 @@ def round_trip(serializer: Serializer, obj: object) -> Any:
     return serializer.loads(*serializer.dumps(obj))
 
 
-@pytest.mark.parametrize("obj", [None, 5, "x" * 100_000, [1, (2, {3: b"4"})], square, functools.partial(add, y=2)])
+@pytest.mark.parametrize("obj", ["x" * 100_000, 1j, range(5), [1, (2, {3: b"4"})], square, functools.partial(add, y=2)])
 def test_plain_things_are_plain_pickles(serializer: Serializer, obj: Any) -> None:
     data, buffers = serializer.dumps(obj)
     assert buffers == []
@@ -175,10 +176,14 @@ PLAIN: list[Any] = [
     None,
     True,
     5,
+    -(1 << 200),
     2.5,
+    float("inf"),
     "a",
+    "\ud800 and \u20ac",
     b"b",
     "__main__",
+    "x" * 1024,
     (),
     [],
     (1,),
@@ -186,33 +191,73 @@ PLAIN: list[Any] = [
     (1, "a", b""),
     ((1,), {}),
     ((), {}),
-    ((1, 2), {}),
+    ((1, (2, 3)), {}),
+    [(1, 2), (), "a"],
+    [float(number) for number in range(64)],
 ]
 OTHER: list[Any] = [
     {},
-    (1, 2, 3, 4),
+    [{}],
     ((1,), {"a": 1}),
+    ((1,), {}, 1),
     ([1],),
     (((1,),),),
     (1, square),
     [[None]],
+    "x" * 1025,
+    (b"x" * 1025,),
+    [None] * 65,
     (number := type("Number", (int,), {}))(5),
     (number(5),),
+    type("Row", (tuple,), {})((1,)),
+    type("Text", (str,), {})("a"),
     1j,
+    range(3),
 ]
 
 
-@pytest.mark.parametrize("family", ["multiprocessing", "multiprocess"])
+def kinds(obj: Any) -> Any:
+    return (type(obj), [kinds(part) for part in obj]) if isinstance(obj, (tuple, list)) else type(obj)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_what_is_plain_needs_nobody(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     serializer = Serializer(family)
     asked: list[object] = []
-    monkeypatch.setattr(serializer, "_dumps", lambda obj, *_: asked.append(obj) or (b"", []))
-    for obj in PLAIN:
-        assert serializer.dumps(obj) == (pickle.dumps(obj, 5), [])
+    monkeypatch.setattr(serializer, "_dumps", lambda obj, *_: asked.append(obj) or (b"\x80", []))
+    for dumps in (serializer.dumps, serializer.dumps_result):
+        for obj in PLAIN:
+            data, buffers = dumps(obj)
+            assert data[0] != _channel.PICKLE
+            for received in (data, bytearray(data), memoryview(data)):
+                again = Serializer.loads(received, buffers)
+                assert (again, kinds(again)) == (obj, kinds(obj))
     assert asked == []
     for obj in OTHER:
-        serializer.dumps(obj)
-    assert asked == OTHER
+        assert serializer.dumps(obj)[0] == b"\x80"
+    assert [id(obj) for obj in asked] == [id(obj) for obj in OTHER]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_everything_else_begins_as_a_pickle(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import dill
+
+    monkeypatch.setitem(dill.settings, "protocol", 0)
+    serializer = Serializer(family)
+    count = 0
+
+    def by_value(_: object) -> int:
+        return count
+
+    for obj in (square, by_value, [[1]], {"a": by_value}):
+        for data in (serializer.dumps(obj)[0], serializer.dumps_function(obj)):
+            assert data[0] == _channel.PICKLE
+            Serializer.loads(data, [])
+
+
+def test_a_plain_thing_that_makes_no_sense_is_an_error() -> None:
+    with pytest.raises((ValueError, EOFError, TypeError)):
+        Serializer.loads(b"(\x05\x00", [])
 
 
 def make_counter() -> Any:

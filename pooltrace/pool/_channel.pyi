@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Literal, NamedTuple
 
@@ -14,6 +15,7 @@ ONCE: int
 PAGE_BYTES: int
 WINDOW: int
 RESULT_MOST: int
+PICKLE: int
 
 Buffer = bytes | bytearray | memoryview
 
@@ -23,7 +25,8 @@ class Answer(NamedTuple):
     unit: Any
     ns: int
     payload: Buffer | None
-    buffers: list[bytearray]
+    buffers: Sequence[bytearray]
+    outcome: tuple[bool, Any] | None
 
 class Frame(NamedTuple):
     kind: int
@@ -33,8 +36,50 @@ class Frame(NamedTuple):
     job: int
     function: Buffer
     payload: Buffer | None
-    buffers: list[bytearray]
+    buffers: Sequence[bytearray]
     claimed: bool
+
+def plain(value: object, /) -> bytes | None: ...
+
+class Unit:
+    g: int
+    generation: int
+    what: Any
+    packed: tuple[bytes, list[memoryview]] | None
+    error: BaseException | None
+    first: Sequence[Any] | None
+    size: int
+    items: int
+    weight: int
+    deaths: int
+    losses: int
+    sent: bool
+    def __init__(self, job: Any, index: int, what: Any, g: int) -> None: ...
+    @property
+    def job(self) -> Any: ...
+    @property
+    def index(self) -> int: ...
+    @property
+    def span(self) -> tuple[int, int] | None: ...
+    def payload(self) -> Any: ...
+
+class Row:
+    left: int
+    generation: int
+    def __init__(
+        self, unit_type: type[Unit], job: Any, items: Sequence[Any], size: int, index: int, left: int, g: int, /
+    ) -> None: ...
+    @property
+    def job(self) -> Any: ...
+    @property
+    def items(self) -> Sequence[Any]: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def index(self) -> int: ...
+    @property
+    def g(self) -> int: ...
+    def take(self) -> Any: ...
 
 class ParentEnd:
     def __init__(self, fd: int, page_fd: int) -> None: ...
@@ -69,6 +114,7 @@ class ParentEnd:
         buffers: list[memoryview],
         /,
     ) -> None: ...
+    def post_row(self, row: Row, most: int, kind: int, job: int, /) -> int: ...
     def call(
         self,
         unit: object,

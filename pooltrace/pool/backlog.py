@@ -86,9 +86,14 @@ class Backlog:
                 self._drop(rows.popleft())
                 continue
             if isinstance(first, Row):
-                unit = first.take()
+                posted = slot.post_row(first, most - given)
+                unit = None if posted else first.take()
                 if first.left == 0:
                     rows.popleft()
+                if unit is None:
+                    given += posted
+                    self._units -= posted
+                    continue
             else:
                 unit = first
                 rows.popleft()
@@ -98,12 +103,12 @@ class Backlog:
                 self._fail(unit, unit.error)
                 continue
             try:
-                posted = slot.post(unit, self._serializer)
+                sent = slot.post(unit, self._serializer)
             except BaseException as error:
                 self._fail(unit, error)
                 unit.cancel()
                 continue
-            if not posted:
+            if not sent:
                 self.put_back([unit])
                 break
             given += 1

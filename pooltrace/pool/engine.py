@@ -22,7 +22,6 @@ What holds, and what breaks otherwise:
 from __future__ import annotations
 
 import importlib
-import itertools
 import os
 import selectors
 import signal
@@ -285,13 +284,18 @@ class Engine:
     def _answer(self, slot: Slot, answers: list[Answer], traced: bool) -> None:
         if not answers:
             return
-        outcomes: list[tuple[Unit, Outcome]] = []
+        jobs: dict[Job, list[tuple[int, Outcome]]] = {}
+        job: Job | None = None
         if traced:
             emit.region_begin(emit.PHASE, 0, "unpickle", None)
         family = self.serializer.family
         for answer in answers:
             if answer.kind == _channel.RESULT:
-                outcomes.append((answer.unit, results.outcome(family, answer)))
+                unit = answer.unit
+                if unit.job is not job:
+                    job = unit.job
+                    some = jobs.setdefault(job, [])
+                some.append((unit.index, answer.outcome or results.outcome(family, answer)))
             elif answer.kind == _channel.READY:
                 slot.ready = True
                 self._failures = 0
@@ -299,12 +303,12 @@ class Engine:
                 slot.start_error = results.load_error(answer)
         if traced:
             emit.region_end()
-        if outcomes:
+        if jobs:
             self._idle_deaths = 0
             slot.answered_all([answer for answer in answers if answer.kind == _channel.RESULT])
         answers.clear()
-        for job, some in itertools.groupby(outcomes, _job_of):
-            self._complete(job, [(unit.index, outcome) for unit, outcome in some])
+        for job, some in jobs.items():
+            self._complete(job, some)
 
     def _complete(self, job: Job, answers: list[tuple[int, Outcome]]) -> None:
         result = self.cache.get(job.id)
@@ -492,7 +496,3 @@ class Engine:
                     key.data.listening = 0
             for slot in dead:  # only now: burying closes the channel, whose event may be in the same batch
                 self._died(slot)
-
-
-def _job_of(answer: tuple[Unit, Outcome]) -> Job:
-    return answer[0].job

@@ -235,7 +235,8 @@ def _pack(unit: Unit, serializer: Serializer) -> bytes:
     emit.region_begin(emit.PHASE, 0, "pickle", _STACK)
     try:
         unit.packed = serializer.dumps(unit.payload())
-        return unit.job.blob(serializer)
+        blob: bytes = unit.job.blob(serializer)
+        return blob
     finally:
         emit.region_end()
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from pooltrace.pool import _channel
-from pooltrace.pool.serialize import Pickled, Serializer, describe
+from pooltrace.pool.serialize import Serializer, describe
 from pooltrace.pool.waits import Room
 from pooltrace.tracer import emit
 
@@ -25,7 +25,6 @@ _SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 60
 Outcome = tuple[bool, Any]  # success, and the value or the exception: what the stock results' _set takes
 AHEAD = 1024  # units of an imap that may wait in the parent; its iterator is not consumed further than that,
 PIECE = 1024  # units that are submitted at a time
-LONG = 100  # items of a range from which it is smaller, as a pickle, than they are
 AHEAD_BYTES = 16 << 20  # nor while so much of them, pickled, waits there
 
 
@@ -146,43 +145,11 @@ def read_blob(blob: memoryview) -> tuple[tuple[str, str, int, int], memoryview]:
     return about, blob[at:]
 
 
-class Unit:
-    """One piece of a job. What it applies the function to is kept until its answer is in: it may be sent again."""
+class Unit(_channel.Unit):
+    """One piece of a job: Unit(job, index, what, g). What it applies the function to is kept until its answer is in: it
+    may be sent again. Its fields are in core/unit.c."""
 
-    __slots__ = (
-        "deaths",
-        "error",
-        "first",
-        "g",
-        "generation",
-        "index",
-        "items",
-        "job",
-        "losses",
-        "packed",
-        "sent",
-        "size",
-        "span",
-        "weight",
-        "what",
-    )
-
-    def __init__(self, job: Job, index: int, what: Any, g: int, span: tuple[int, int] | None = None) -> None:
-        self.g = g
-        self.generation = 0
-        self.job = job
-        self.index = index
-        self.what = what  # (args, kwds), a chunk's items, or with `span` the sequence that they are a slice of
-        self.span = span
-        self.packed: Pickled | None = None  # what it applies the function to, pickled beforehand
-        self.size = 0  # bytes of that
-        self.sent = False  # a call has posted it
-        self.items = 1  # how many, if it is packed
-        self.first: Sequence[Any] = ()  # of them, if it is packed and was no trouble to keep
-        self.error: BaseException | None = None  # known before it runs: the user's iterator raised it
-        self.weight = 1  # how many units of the result an error stands for
-        self.deaths = 0  # of workers that were about to begin it
-        self.losses = 0  # it was running when its worker died, and was sent again
+    __slots__ = ()
 
     def describe(self) -> str:
         """Which of its job's items it has, and the first one, or the first argument: for an error. Never raises."""
@@ -193,7 +160,7 @@ class Unit:
 
     def _describe(self) -> str:
         first = self._first()
-        first = first if len(first) else self.first
+        first = first if len(first) else self.first or ()
         if self.job.single:
             return f" (first argument: {short(first[0])})" if first else ""
         begin, end = self.span or (self.index * self.job.chunk, self.index * self.job.chunk + self.items)
@@ -246,12 +213,6 @@ class Unit:
             emit.go_cancel(self.g, self.generation, self.job.start)
             self.generation = 0
 
-    def payload(self) -> Any:
-        if self.span is None:
-            return self.what
-        part = self.what[self.span[0] : self.span[1]]
-        return tuple(part) if len(part) < LONG else part  # a long range is not written out
-
     # -- as what waits in the engine's queue, like a row of them
 
     @property
@@ -262,19 +223,11 @@ class Unit:
         return self
 
 
-class Row:
-    """Units of one job that wait, in a row: each is made when it is handed out. Of one thread at a time."""
+class Row(_channel.Row):
+    """Units of one job that wait, in a row: Row(Unit, job, items, size, index, left, g). Each is made when it is handed
+    out. Of one thread at a time."""
 
-    __slots__ = ("g", "generation", "index", "items", "job", "left", "size")
-
-    def __init__(self, job: Job, items: tuple[Any, ...] | range, size: int, index: int, left: int, g: int) -> None:
-        self.job = job
-        self.items = items
-        self.size = size  # items of a unit
-        self.index = index  # of the next unit,
-        self.g = g  # and its G
-        self.left = left  # units
-        self.generation = 0
+    __slots__ = ()
 
     def submit(self, stack: emit.Stack | None) -> Row | None:
         """Tells the trace that its units exist. What is to be submitted after it: the rest of a long row, which need
@@ -282,20 +235,9 @@ class Row:
         self.generation, made = emit.go_create_row(self.g, min(self.left, PIECE), self.job.start, stack)
         if made == self.left:
             return None
-        rest = Row(self.job, self.items, self.size, self.index + made, self.left - made, self.g + made)
+        rest = Row(Unit, self.job, self.items, self.size, self.index + made, self.left - made, self.g + made)
         self.left = made
         return rest
-
-    def take(self) -> Unit:
-        """The first of them."""
-        index, size, items = self.index, self.size, self.items
-        begin = index * size
-        unit = Unit(self.job, index, items, self.g, (begin, min(begin + size, len(items))))
-        unit.generation = self.generation
-        self.index = index + 1
-        self.g += 1
-        self.left -= 1
-        return unit
 
     def cancel(self) -> None:
         """None of them will run."""
@@ -347,7 +289,7 @@ def finite_units(job: Job, items: Iterable[Any], size: int, count: int) -> list[
     whole = min(count, -(-len(items) // size) if error is None else len(items) // size)
     found: list[Waiting] = []
     if whole:
-        found.append(Row(job, items, size, 0, whole, emit.new_g(whole)))
+        found.append(Row(Unit, job, items, size, 0, whole, emit.new_g(whole)))
     missing = count - whole
     if missing > 0:
         last = Unit(job, whole, None, emit.new_g())

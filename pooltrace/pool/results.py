@@ -8,6 +8,7 @@ waits and callbacks visible, and sees the job's end. Knows the stock results' pr
 from __future__ import annotations
 
 import importlib
+import itertools
 import sys
 import threading
 from collections import deque
@@ -109,6 +110,8 @@ def _report(error: BaseException) -> None:
 def outcome(family: str, answer: Answer, kind: type[BaseException] = BaseException) -> Outcome:
     """What an answer says of its unit; one that cannot be unpickled is an error of that unit. What is raised then and
     is not of that kind is raised here: by a signal's handler, say."""
+    if answer.outcome is not None:
+        return answer.outcome
     success = not answer.flags & _channel.FAILED
     try:
         return success, Serializer.loads(answer.payload, answer.buffers)
@@ -138,7 +141,9 @@ def encoding_error(family: str, error: BaseException, value: str) -> Exception:
 def deliver(result: Any, answers: list[tuple[int, Outcome]]) -> None:
     """Sets answers, each with its unit's index."""
     iterator = isinstance(result, Iterator)
-    if iterator and len(answers) > 1:
+    if len(answers) > 1 and not iterator:
+        answers = _fill_in(result, answers)
+    if len(answers) > 1 and iterator:
         result.set_all(answers)
     else:
         for index, outcome in answers:
@@ -148,6 +153,23 @@ def deliver(result: Any, answers: list[tuple[int, Outcome]]) -> None:
                 _report(error)
     if iterator and result.room is not None:
         result.room.set()  # one may have been taken before it was counted
+
+
+def _fill_in(result: Any, answers: list[tuple[int, Outcome]]) -> list[tuple[int, Outcome]]:
+    """Puts what came into a map's result, as its `_set` would; returns what is left for that: the last one, after which
+    the map may be done, and what is no success."""
+    if not result._success:
+        return answers
+    left = []
+    size, value = result._chunksize, result._value
+    for answer in itertools.islice(answers, len(answers) - 1):
+        index, (success, items) = answer
+        if success:
+            value[index * size : (index + 1) * size] = items
+            result._number_left -= 1
+        else:
+            left.append(answer)
+    return [*left, answers[-1]]
 
 
 def abort(result: Any, cache: Cache, error: BaseException, callbacks: bool) -> None:

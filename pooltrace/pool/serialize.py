@@ -1,6 +1,6 @@
 """Serializer: objects to bytes and back, as the family of a pool's face would.
 
-Knows picklers only; no channel and no job. What is tried, in this order:
+Knows picklers only; no job, and nothing of how bytes are sent. What is tried, in this order:
 
     arguments   C pickle with the family's ForkingPickler reducers, then cloudpickle (under multiprocess's face dill
                 first, see `_fallbacks`)
@@ -8,6 +8,9 @@ Knows picklers only; no channel and no job. What is tried, in this order:
                 what was defined, or defined anew, after the workers were forked must be in them as it is now
     results     C pickle, then under multiprocess's face dill and cloudpickle. Under the standard face a result that
                 C pickle refuses is a MaybeEncodingError, as there
+
+What is small and plain (constants, a few of them in a tuple or list) needs no pickler, and goes by marshal, see
+core/plain.c; how an object came is seen by its first byte.
 
 Buffers of 32 KiB and more (protocol 5) are handed out beside the pickle, uncopied.
 """
@@ -18,11 +21,14 @@ import copyreg
 import functools
 import importlib
 import io
+import marshal
 import pickle
 import sys
 from collections.abc import Callable, Sequence
 from types import BuiltinFunctionType, CellType, FunctionType, ModuleType, NoneType, SimpleNamespace
 from typing import Any
+
+from pooltrace.pool import _channel
 
 _OUT_OF_BAND = 32 * 1024
 _CALL = "__call__"  # of a callable object's class
@@ -34,6 +40,7 @@ Pickled = tuple[bytes, list[memoryview]]
 Dump = Callable[[Any, "Callable[[pickle.PickleBuffer], object] | None"], bytes]
 
 
+_DILL_PROTOCOL = 4  # its own default; the program may have set it to one that does not begin with a mark
 _KEPT = 64 << 10  # bytes of a pickle after which its pickler may serve again
 
 
@@ -57,12 +64,14 @@ class Serializer:
 
     def dumps(self, obj: object) -> Pickled:
         """Arguments, or the initializer's. Raises what the family's pickler would."""
-        return (pickle.dumps(obj, 5), []) if _is_plain(obj) else self._dumps(obj, True, self._main_by_value)
+        plain = _channel.plain(obj)
+        return (plain, []) if plain is not None else self._dumps(obj, True, self._main_by_value)
 
     def dumps_result(self, obj: object) -> Pickled:
         """What a worker sends back: `__main__` is always known in the parent."""
-        if _is_plain(obj):
-            return pickle.dumps(obj, 5), []
+        plain = _channel.plain(obj)
+        if plain is not None:
+            return plain, []
         return self._dumps(obj, True, False) if self._dill else self._fast(obj, True)
 
     def _dumps(self, obj: object, beside: bool, main_by_value: bool) -> Pickled:
@@ -122,7 +131,7 @@ class Serializer:
         return file.getvalue()
 
     def _with_dill(self, obj: object, take: Callable[[pickle.PickleBuffer], object] | None) -> bytes:
-        return bytes(importlib.import_module(self.family + ".reduction").ForkingPickler.dumps(obj))
+        return bytes(importlib.import_module(self.family + ".reduction").ForkingPickler.dumps(obj, _DILL_PROTOCOL))
 
     @staticmethod
     def loads(data: Buffer | None, buffers: Sequence[Buffer]) -> Any:
@@ -130,30 +139,9 @@ class Serializer:
         to receive it (None)."""
         if data is None:
             raise MemoryError("there is no memory for what was sent")
-        if buffers:
-            return pickle.loads(data, buffers=buffers)
-        return pickle.loads(data)
-
-
-_CONSTANT = frozenset((type(None), bool, int, float, str, bytes))
-
-
-def _is_plain(obj: object) -> bool:
-    """A constant, a few in a tuple or list, or what a call of few arguments is: no reducers have a say in that."""
-    kind = type(obj)
-    if kind in _CONSTANT:
-        return True
-    if (kind is not tuple and kind is not list) or len(obj) > 3:  # type: ignore[arg-type]
-        return False
-    for part in obj:  # type: ignore[attr-defined]
-        if type(part) not in _CONSTANT:
-            if type(part) is tuple and len(part) < 3:
-                for one in part:
-                    if type(one) not in _CONSTANT:
-                        return False
-            elif type(part) is not dict or part:
-                return False
-    return True
+        if data[0] != _channel.PICKLE:
+            return marshal.loads(data)
+        return pickle.loads(data, buffers=buffers)
 
 
 class _Pickler(pickle.Pickler):

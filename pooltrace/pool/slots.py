@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from pooltrace.pool import _channel, descriptors, worker
 from pooltrace.pool._channel import Answer
-from pooltrace.pool.jobs import Job, Unit
+from pooltrace.pool.jobs import Job, Row, Unit
 from pooltrace.pool.serialize import Serializer
 from pooltrace.tracer import arena, emit, machine, session
 
@@ -281,6 +281,13 @@ class Slot:
         if len(payload) >= AT_ONCE or buffers:
             self.flush()
         return True
+
+    def post_row(self, row: Row, most: int) -> int:
+        """Packs so many of a row's first units as can be packed without more ado; how many."""
+        job, end = row.job, self.end
+        if end is None or not self._known.has(job.id):
+            return 0
+        return end.post_row(row, most, job.kind, job.id)
 
     def call(self, unit: Unit, blob: bytes, waker: int) -> Answer | Literal[False] | None:
         """Sends the only unit of a job, packed, and waits for its answer, in the calling thread.

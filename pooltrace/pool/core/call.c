@@ -14,7 +14,7 @@
 
 bool parent_is_idle(parent_t *p) {
     bool free = p->page && !p->lent && !p->retired && !p->stopping && p->inflight == 0 && p->out.first == p->out.n;
-    return free && !p->ended && !p->broken && p->pidfd >= 0 && parent_room(p) > 0;
+    return free && !p->ended && !p->broken && p->pidfd >= 0 && parent_has_room(p);
 }
 
 /* What went wrong is the dispatcher's to see again; an exception of a signal's handler stays. */
@@ -71,7 +71,7 @@ static int await_answer(parent_t *p, PyObject *list, uint64_t seq, bool sent, bo
 /* Sends the unit, and waits; the gate was entered, and is left. */
 static int call(parent_t *p, PyObject *const *args, PyObject *gate, PyObject *list, bool *mine) {
     uint64_t seq = p->next;
-    bool posted = parent_send(p, args);
+    bool posted = parent_post_args(p, args);
     if (posted && PyObject_SetAttrString(args[0], "sent", Py_True) < 0) PyErr_Clear();
     int all = posted ? sender_flush(&p->out, false) : 0, how = !posted ? RAISED : all < 0 ? left_to_others() : GO_ON;
     PyObject *type, *value, *traceback;

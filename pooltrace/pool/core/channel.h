@@ -5,6 +5,8 @@
  *   parent.c   the parent's end: sends units, has them in flight, receives answers
  *   call.c     and a call, by which another thread does that for one unit
  *   worker.c   the worker's end: claims units, answers them
+ *   unit.c     units, and rows of them that are not made yet
+ *   plain.c    small plain values as bytes
  *
  * Nothing here knows jobs, pickles or tracing, and nothing decides which unit goes where.  All with the GIL, except
  * where a function says that it waits.  A worker's end belongs to one thread at a time; who has the parent's is there.
@@ -101,5 +103,6 @@ void page_unmap(struct page *page);
 
 extern PyTypeObject ParentEndType, WorkerEndType;
 extern PyTypeObject *AnswerType, *FrameType; /* struct sequences, made once */
+extern PyObject *no_buffers;                 /* an empty tuple */
 
 #endif

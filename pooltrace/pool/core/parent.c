@@ -3,7 +3,11 @@
 
 #include <errno.h>
 
+#include "plain.h"
+#include "unit.h"
+
 PyTypeObject *AnswerType;
+PyObject *no_buffers;
 
 static bool is_open(parent_t *p) {
     if (p->page) return true;
@@ -77,17 +81,33 @@ static void parent_dealloc(parent_t *p) {
 }
 
 /* ---- to the worker ---- */
-/* How many more may be sent: a unit's word and place are used again only when the worker is past them. */
-Py_ssize_t parent_room(parent_t *p) {
+/* A unit's word and place are used again only when the worker is past them. */
+static Py_ssize_t room(parent_t *p, Py_ssize_t most) {
     uint64_t passed = atomic_load_explicit(&p->page->passed, memory_order_acquire), on_way = p->next - passed;
     if (on_way >= WINDOW - 1) return 0; /* or the page makes no sense */
-    uint64_t n = 0, most = WINDOW - 1 - on_way;
-    while (n < most && !p->unit[(p->next + n) % WINDOW]) n++;
-    return (Py_ssize_t)n;
+    if (most > (Py_ssize_t)(WINDOW - 1 - on_way)) most = (Py_ssize_t)(WINDOW - 1 - on_way);
+    Py_ssize_t n = 0;
+    while (n < most && !p->unit[(p->next + (uint64_t)n) % WINDOW]) n++;
+    return n;
 }
 
-/* args as of post().  false with an exception set: it is not in flight. */
-bool parent_send(parent_t *p, PyObject *const *args) {
+bool parent_has_room(parent_t *p) { return room(p, 1) > 0; }
+
+/* false with an exception set: it is not in flight. */
+static bool send_unit(parent_t *p, PyObject *unit, struct frame_head *head, PyObject *function, PyObject *payload, PyObject *buffers) {
+    head->seq = p->next;
+    if (!sender_add(&p->out, head, function, payload, buffers)) return false;
+    uint64_t at = p->next % WINDOW;
+    p->unit[at] = Py_NewRef(unit);
+    p->seq[at] = p->next;
+    p->size[at] = head->total;
+    p->waiting += head->total;
+    p->inflight++;
+    claim_offer(p->page, p->next++);
+    return true;
+}
+
+bool parent_post_args(parent_t *p, PyObject *const *args) {
     struct frame_head head = {0};
     long kind = PyLong_AsLong(args[1]), flags = PyLong_AsLong(args[2]);
     head.generation = (uint32_t)PyLong_AsUnsignedLong(args[3]);
@@ -98,22 +118,13 @@ bool parent_send(parent_t *p, PyObject *const *args) {
         PyErr_SetString(PyExc_ValueError, "a frame has a kind of unit, flags, and a list of buffers");
         return false;
     }
-    if (parent_room(p) == 0) {
+    if (!parent_has_room(p)) {
         PyErr_SetString(PyExc_BlockingIOError, "as many units are on their way as can be");
         return false;
     }
     head.kind = (uint8_t)kind;
     head.flags = (uint8_t)flags;
-    head.seq = p->next;
-    if (!sender_add(&p->out, &head, args[6], args[7], args[8])) return false;
-    uint64_t at = p->next % WINDOW;
-    p->unit[at] = Py_NewRef(args[0]);
-    p->seq[at] = p->next;
-    p->size[at] = head.total;
-    p->waiting += head.total;
-    p->inflight++;
-    claim_offer(p->page, p->next++);
-    return true;
+    return send_unit(p, args[0], &head, args[6], args[7], args[8]);
 }
 
 static PyObject *parent_post(parent_t *p, PyObject *const *args, Py_ssize_t n) {
@@ -122,8 +133,30 @@ static PyObject *parent_post(parent_t *p, PyObject *const *args, Py_ssize_t n) {
         PyErr_SetString(PyExc_BlockingIOError, "a call has the worker");
         return NULL;
     }
-    if (!parent_send(p, args)) return NULL;
+    if (!parent_post_args(p, args)) return NULL;
     Py_RETURN_NONE;
+}
+
+static PyObject *parent_post_row(parent_t *p, PyObject *const *args, Py_ssize_t n) {
+    if (n != 4 || !PyObject_TypeCheck(args[0], &RowType)) return PyErr_Format(PyExc_TypeError, "post_row() takes a row, most, kind, job");
+    row_t *row = (row_t *)args[0];
+    Py_ssize_t given = 0, most = PyLong_AsSsize_t(args[1]);
+    struct frame_head head = {.kind = (uint8_t)PyLong_AsLong(args[2]), .job = PyLong_AsUnsignedLongLong(args[3])};
+    if (PyErr_Occurred() || !is_open(p)) return NULL;
+    if (parent_is_lent(p)) most = 0;
+    for (; given < most && row->left > 0 && parent_has_room(p); given++) {
+        unit_t *unit = row_next(row);
+        PyObject *payload = unit ? unit_plain(unit) : NULL;
+        head.generation = row->generation;
+        head.unit = row->g;
+        bool sent = payload && send_unit(p, (PyObject *)unit, &head, NULL, payload, NULL);
+        if (sent) row_advance(row);
+        Py_XDECREF(payload);
+        Py_XDECREF(unit);
+        if (!sent) break;
+    }
+    PyErr_Clear(); /* whoever takes the next one sees it, too */
+    return PyLong_FromSsize_t(given);
 }
 
 bool parent_send_stop(parent_t *p) {
@@ -162,13 +195,21 @@ static int nonsense(void) {
     return -1;
 }
 
-/* Appends an answer; steals payload, and buffers, which may be NULL. */
-static int append(PyObject *list, int kind, int flags, PyObject *unit, uint64_t ns, PyObject *payload, PyObject *buffers) {
+/* What came as an answer.  `value`: of a plain one, which then has neither payload nor buffers. */
+struct said {
+    int kind, flags;
+    PyObject *payload, *buffers, *value; /* owned, NULL: none */
+};
+
+/* Appends an answer; what is in `s` goes into it. */
+static int append(PyObject *list, PyObject *unit, uint64_t ns, struct said *s) {
     PyObject *answer = PyStructSequence_New(AnswerType);
-    PyObject *parts[6] = {PyLong_FromLong(kind), PyLong_FromLong(flags), Py_NewRef(unit), PyLong_FromUnsignedLongLong(ns),
-                          payload, buffers ? buffers : PyList_New(0)};
+    PyObject *outcome = s->value ? PyTuple_Pack(2, Py_True, s->value) : Py_NewRef(Py_None);
+    PyObject *parts[7] = {PyLong_FromLong(s->kind), PyLong_FromLong(s->flags), Py_NewRef(unit), PyLong_FromUnsignedLongLong(ns),
+                          s->payload ? s->payload : Py_NewRef(Py_None), s->buffers ? s->buffers : Py_NewRef(no_buffers), outcome};
+    Py_XDECREF(s->value);
     bool whole = answer != NULL;
-    for (int i = 0; i < 6; i++) {
+    for (int i = 0; i < 7; i++) {
         whole = whole && parts[i];
         if (answer) PyStructSequence_SET_ITEM(answer, i, parts[i]);
         else Py_XDECREF(parts[i]);
@@ -179,14 +220,15 @@ static int append(PyObject *list, int kind, int flags, PyObject *unit, uint64_t 
 }
 
 /* Appends the answer to the unit of that number, which is in flight no more. */
-static int answered(parent_t *p, PyObject *list, uint64_t seq, int flags, uint64_t ns, PyObject *payload, PyObject *buffers) {
+static int answered(parent_t *p, PyObject *list, uint64_t seq, uint64_t ns, struct said *s) {
     PyObject *unit = p->unit[seq % WINDOW];
     if (!unit || p->seq[seq % WINDOW] != seq || !claim_is(p->page, seq, CLAIM_CLAIMED)) {
-        Py_DECREF(payload);
-        Py_XDECREF(buffers);
+        Py_XDECREF(s->payload);
+        Py_XDECREF(s->buffers);
+        Py_XDECREF(s->value);
         return nonsense();
     }
-    if (append(list, FRAME_RESULT, flags, unit, ns, payload, buffers) < 0) return -1;
+    if (append(list, unit, ns, s) < 0) return -1;
     p->answers++;
     drop(p, seq);
     return 0;
@@ -199,10 +241,12 @@ static int collect(parent_t *p, PyObject *list) {
     struct record r;
     int some;
     while ((some = result_peek(p->page, p->tail, head, &r)) > 0) {
-        PyObject *payload = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)r.len);
-        if (!payload) return -1;
-        ring_get(p->page, p->tail + sizeof r, PyBytes_AS_STRING(payload), r.len);
-        if (answered(p, list, r.seq, (int)(r.flags & 0xff), r.ns, payload, NULL) < 0) return -1;
+        uint8_t bytes[RESULT_MOST];
+        ring_get(p->page, p->tail + sizeof r, bytes, r.len);
+        struct said s = {.kind = FRAME_RESULT, .flags = (int)(r.flags & 0xff)};
+        if (r.len > 0 && bytes[0] != PICKLE && !(s.flags & FLAG_FAILED) && !(s.value = plain_loads(bytes, r.len))) PyErr_Clear();
+        if (!s.value && !(s.payload = PyBytes_FromStringAndSize((char *)bytes, (Py_ssize_t)r.len))) return -1;
+        if (answered(p, list, r.seq, r.ns, &s) < 0) return -1;
         p->tail += record_bytes(r.len);
     }
     results_taken(p->page, p->tail);
@@ -215,8 +259,10 @@ static int take(parent_t *p, PyObject *list) {
     int some;
     while ((some = receiver_take(&p->in, &f)) > 0) {
         int failed = 0;
-        if (f.head.kind == FRAME_RESULT) failed = answered(p, list, f.head.seq, f.head.flags, f.head.job, Py_NewRef(f.payload), Py_XNewRef(f.buffers));
-        else if (f.head.kind != FRAME_BELL) failed = append(list, f.head.kind, f.head.flags, Py_None, 0, Py_NewRef(f.payload), Py_XNewRef(f.buffers));
+        struct said s = {f.head.kind, f.head.flags, NULL, NULL, NULL};
+        if (f.head.kind != FRAME_BELL) s.payload = Py_NewRef(f.payload), s.buffers = Py_XNewRef(f.buffers);
+        if (f.head.kind == FRAME_RESULT) failed = answered(p, list, f.head.seq, f.head.job, &s);
+        else if (f.head.kind != FRAME_BELL) failed = append(list, Py_None, 0, &s);
         frame_free(&f);
         if (failed) return -1;
     }
@@ -352,7 +398,7 @@ static PyObject *get_answers(parent_t *p, void *unused) {
 }
 static PyObject *get_room(parent_t *p, void *unused) {
     (void)unused;
-    return is_open(p) ? PyLong_FromSsize_t(parent_room(p)) : NULL;
+    return is_open(p) ? PyLong_FromSsize_t(room(p, WINDOW)) : NULL;
 }
 static PyObject *get_inflight(parent_t *p, void *unused) {
     (void)unused;
@@ -370,6 +416,9 @@ static PyObject *get_passed(parent_t *p, void *unused) {
 static PyMethodDef methods[] = {
     {"post", (PyCFunction)(void (*)(void))parent_post, METH_FASTCALL,
      "post(unit, kind, flags, generation, g, job, function, payload, buffers): the unit is in flight."},
+    {"post_row", (PyCFunction)(void (*)(void))parent_post_row, METH_FASTCALL,
+     "post_row(row, most, kind, job) -> int: so many of the row's first units are in flight, and no longer in it. The rest\n"
+     "has to be posted one by one: it is not plain, or the channel takes no more now."},
     {"stop", (PyCFunction)parent_stop, METH_NOARGS, "stop(): asks the worker to end after what it has."},
     {"flush", (PyCFunction)parent_flush, METH_NOARGS, "flush() -> bool: sends what the channel takes; is that all?"},
     {"drop_unsent", (PyCFunction)parent_drop_unsent, METH_NOARGS, "drop_unsent(): of a worker that is not sent to any more."},

@@ -29,9 +29,9 @@ typedef struct {
 } parent_t;
 
 /* parent.c */
-Py_ssize_t parent_room(parent_t *p);
+bool parent_has_room(parent_t *p); /* for one unit */
 bool parent_is_lent(parent_t *p); /* somebody else has it; he is told to say when it is back */
-bool parent_send(parent_t *p, PyObject *const *args); /* args as of post(); false with an exception set: not in flight */
+bool parent_post_args(parent_t *p, PyObject *const *args); /* as of post(); false with an exception set: not in flight */
 bool parent_send_stop(parent_t *p);
 int parent_take_in(parent_t *p, PyObject *list, int rounds); /* -1 with an exception; what could be had is in the list */
 

@@ -333,7 +333,7 @@ bool sender_add(struct sender *s, struct frame_head *head, PyObject *function, P
         PyErr_SetString(PyExc_ValueError, "too many buffers in one frame");
         return false;
     }
-    Py_buffer *views = PyMem_RawCalloc((size_t)count + 2, sizeof *views);
+    Py_buffer few[2] = {0}, *views = count ? PyMem_RawCalloc((size_t)count + 2, sizeof *views) : few;
     if (!views) {
         PyErr_NoMemory();
         return false;
@@ -368,7 +368,7 @@ bool sender_add(struct sender *s, struct frame_head *head, PyObject *function, P
     }
     for (; next < got; next++)
         if (views[next].obj) PyBuffer_Release(&views[next]);
-    PyMem_RawFree(views);
+    if (views != few) PyMem_RawFree(views);
     return added;
 }
 

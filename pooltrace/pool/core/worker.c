@@ -92,7 +92,7 @@ static PyObject *frame_object(struct frame *f, bool claimed) {
     PyObject *parts[9] = {
         PyLong_FromLong(f->head.kind), PyLong_FromLong(f->head.flags), PyLong_FromUnsignedLong(f->head.generation),
         PyLong_FromUnsignedLongLong(f->head.unit), PyLong_FromUnsignedLongLong(f->head.job), Py_NewRef(f->function),
-        Py_NewRef(f->payload), f->buffers ? Py_NewRef(f->buffers) : PyList_New(0), PyBool_FromLong(claimed)};
+        Py_NewRef(f->payload), Py_NewRef(f->buffers ? f->buffers : no_buffers), PyBool_FromLong(claimed)};
     bool whole = o != NULL;
     for (int i = 0; i < 9; i++) {
         whole = whole && parts[i];

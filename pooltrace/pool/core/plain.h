@@ -1,0 +1,14 @@
+/* Plain values as bytes, see plain.c. */
+#ifndef POOLTRACE_PLAIN_H
+#define POOLTRACE_PLAIN_H
+
+#include <Python.h>
+#include <stdbool.h>
+
+#define PICKLE 0x80 /* the first byte of what is not plain */
+
+PyObject *plain_dumps(PyObject *o);                      /* new bytes; NULL without an exception: it is not plain */
+PyObject *plain_loads(const void *bytes, size_t n);      /* NULL with an exception */
+PyObject *plain_function(PyObject *module, PyObject *o); /* plain(value) -> bytes | None */
+
+#endif
