@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import gc
 import marshal
 import mmap
@@ -10,6 +11,7 @@ import os
 import signal
 import socket
 import struct
+import termios
 import threading
 import time
 import weakref
@@ -27,6 +29,7 @@ from pooltrace.pool.descriptors import shared_memory
 from pooltrace.tracer.gate import Gate
 
 NEVER = 10**15  # ns
+FRAME = struct.calcsize("=BBHI6Q")  # bytes of the head of a frame
 
 
 class Channel:
@@ -539,6 +542,27 @@ def test_one_bell_until_the_parent_has_looked(channel: Channel) -> None:
     assert channel.heard()
 
 
+def test_no_bell_for_results_that_were_taken(channel: Channel) -> None:
+    """Though for a unit that was passed over: until the parent has been told, it may think that there is no room."""
+    channel.post(0)
+    channel.send()
+    channel.run(1)
+    assert [answer.unit for answer in channel.receive()] == [0]
+    channel.post(1)
+    channel.post(2)
+    channel.send()
+    assert channel.worker.wait()
+    assert not channel.heard()
+    channel.run(1)
+    assert channel.parent.take_back(1) == [2]
+    assert channel.worker.take() is None
+    assert [answer.unit for answer in channel.receive()] == [1]
+    channel.post(3)
+    channel.send()
+    assert channel.worker.wait()
+    assert channel.heard()
+
+
 def test_results_of_which_there_is_no_room_take_the_channel(channel: Channel) -> None:
     """All small, but together more than the page has room for; each is there once."""
     for unit in range(200):
@@ -749,6 +773,24 @@ def test_a_call_brings_its_answer(channel: Channel, caller: Caller) -> None:
     assert (parent.assigned, parent.answers, parent.inflight, parent.waiting) == (4, 4, 0, 0)
     assert parent.idle
     assert not caller.was_woken()
+
+
+def test_what_calls_leave_unread_does_not_grow(channel: Channel, caller: Caller) -> None:
+    """A call may see its answer without being told: it reads the bells that came before."""
+    for number in range(300):
+        channel.post("taken back")
+        channel.send()
+        channel.parent.take_back(1)
+        assert channel.worker.wait()
+        assert channel.worker.take() is None
+        channel.worker.ring()  # of that
+        with ThreadPoolExecutor(1) as thread:
+            answer = thread.submit(caller.call, number)
+            channel.run(1)
+            channel.worker.ring()
+            assert answer.result().unit == number
+        left = struct.unpack("i", fcntl.ioctl(channel.ours, termios.FIONREAD, bytes(4)))[0]
+        assert left <= 2 * FRAME
 
 
 def test_only_an_idle_end_is_lent(channel: Channel, caller: Caller) -> None:

@@ -189,6 +189,22 @@ BROKEN: dict[str, tuple[tuple[object, ...], str, str, str]] = {
         PUT + "    page_pause();\n" + PUBLISH,
         PUBLISH + "    page_pause();\n" + PUT,
     ),
+    "a bell that is not due though there are results": (
+        UNITS,
+        "page.h",
+        "    return atomic_load_explicit(&p->tail, memory_order_acquire) == "
+        "atomic_load_explicit(&p->head, memory_order_relaxed);\n",
+        "    return atomic_load_explicit(&p->rung, memory_order_acquire) == 0;\n",
+    ),
+    "a look that ends without hearing": (
+        UNITS,
+        "page.h",
+        HEARD,
+        """\
+    if (p->rung++ % 2 == 0) p->rung = 0;
+    return atomic_load_explicit(&p->head, memory_order_acquire);
+""",
+    ),
     "taken after the bell was heard": (
         UNITS,
         "page.h",
@@ -238,6 +254,7 @@ def test_a_start_knows_of_each_unit_once(build: Callable[..., Path], seed: int) 
 def test_a_unit_is_run_once_and_its_result_arrives(build: Callable[..., Path], seed: int) -> None:
     said = run(build("page_test"), "-units", 200_000, "-seed", seed)
     assert count("taken back", said) > 1000
+    assert count("looks", said) > 1000
     assert count("errors", said) == 0
 
 

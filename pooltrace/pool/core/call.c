@@ -40,7 +40,21 @@ static int step_aside(parent_t *p, uint64_t seq, PyObject *leave, bool *mine) {
     return GO_ON;
 }
 
+/* The answer may be there soon.  A bell of earlier is read then: what nobody reads fills the channel. */
+static int look(parent_t *p, PyObject *list, uint64_t seq, bool *mine) {
+    bool rung = bell_hold(p->page);
+    Py_BEGIN_ALLOW_THREADS
+    spin_until(&p->spin, &p->page->head, false, p->tail);
+    Py_END_ALLOW_THREADS
+    int how = GO_ON;
+    if (bell_heard(p->page) != p->tail) how = parent_take_in(p, list, rung ? 1 : 0) < 0 ? left_to_others() : GO_ON;
+    if (PyList_GET_SIZE(list) > 0) return how == RAISED ? RAISED : ANSWERED;
+    return how == GO_ON ? step_aside(p, seq, NULL, mine) : how; /* of a signal that came while we looked */
+}
+
 static int await_answer(parent_t *p, PyObject *list, uint64_t seq, bool sent, bool *mine) {
+    int how = sent ? look(p, list, seq, mine) : GO_ON;
+    if (how != GO_ON) return how;
     while (PyList_GET_SIZE(list) == 0) {
         struct pollfd fds[2] = {{.fd = p->out.fd, .events = sent ? POLLIN : POLLIN | POLLOUT}, {.fd = p->pidfd, .events = POLLIN}};
         int n;
@@ -61,7 +75,7 @@ static int await_answer(parent_t *p, PyObject *list, uint64_t seq, bool sent, bo
             interrupted = true; /* it may have been, without the GIL */
         }
         if (interrupted && PyList_GET_SIZE(list) == 0) {
-            int how = step_aside(p, seq, NULL, mine);
+            how = step_aside(p, seq, NULL, mine);
             if (how != GO_ON) return how;
         }
     }

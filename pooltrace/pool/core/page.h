@@ -8,7 +8,8 @@
  * Results.  The worker appends records and publishes them by storing `head`; what is not published when it dies does not
  * count.  It rings (a frame on the socket) when it sees fit, and once only until the parent has looked: it sets `rung`
  * after `head`, the parent clears it before it reads `head`.  So the parent finds every result that was published before
- * the bell that it heard, and of those afterwards there is another bell.
+ * the bell that it heard, and of those afterwards there is another bell.  A parent that looks for a while without being
+ * told sets `rung` itself meanwhile, and clears it as if it had heard a bell.
  *
  * The parent trusts nothing that it reads here: a user's code may have written over it.
  */
@@ -95,6 +96,13 @@ static inline bool bell_due(struct page *p) {
     return atomic_exchange(&p->rung, 1) == 0;
 }
 
+/* Worker: the parent has all results that were published, and so need not be told of them. */
+static inline bool results_are_taken(struct page *p) {
+    return atomic_load_explicit(&p->tail, memory_order_acquire) == atomic_load_explicit(&p->head, memory_order_relaxed);
+}
+
+/* Parent: the worker is not to ring, since it looks by itself, and ends that with bell_heard.  true: a bell is under way. */
+static inline bool bell_hold(struct page *p) { return atomic_exchange(&p->rung, 1) != 0; }
 /* Parent: from now on the worker rings again; what was published before is seen by who reads `head` now. */
 static inline uint64_t bell_heard(struct page *p) {
     atomic_exchange(&p->rung, 0);

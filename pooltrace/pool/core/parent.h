@@ -3,6 +3,7 @@
 #define POOLTRACE_PARENT_H
 
 #include "channel.h"
+#include "spin.h"
 
 #define ROUNDS 32 /* receive calls at a time: the other workers have a turn, too */
 
@@ -19,6 +20,7 @@ typedef struct {
     uint64_t waiting;        /* and of all in flight */
     Py_ssize_t inflight;     /* how many there are */
     uint64_t taken, answers; /* units that were taken back; that were answered */
+    struct spin spin;        /* of calls */
     int pidfd;               /* borrowed: readable when the worker is dead; -1: there is none */
     bool ended;              /* the worker has closed its end */
     bool broken;             /* what it says makes no sense; nothing more is read */

@@ -1,5 +1,6 @@
 /* The worker's end of a channel: takes units that it could claim, answers them. */
 #include "channel.h"
+#include "spin.h"
 
 #include <errno.h>
 
@@ -12,7 +13,9 @@ typedef struct {
     uint64_t seq, began; /* of the unit that runs */
     uint64_t rang;       /* when the bell was last due */
     bool running;        /* there is one */
-    bool silent;         /* something happened since, which the parent has not been told */
+    bool silent;         /* something happened since, which the parent has not been told, */
+    bool skipped;        /* and that was not only a result */
+    struct spin spin;
     bool broken;         /* half a frame was sent: nothing more can be */
 } worker_t;
 
@@ -73,11 +76,11 @@ static int tell(worker_t *w, struct frame_head *head, PyObject *payload, PyObjec
 /* The parent is to look at the page. */
 static int ring(worker_t *w, uint64_t at) {
     w->rang = at;
-    w->silent = false;
+    w->silent = w->skipped = false;
     struct frame_head head = {.kind = FRAME_BELL};
     if (!bell_due(w->page) || tell(w, &head, NULL, NULL) == 0) return 0;
     atomic_store(&w->page->rung, 0); /* it is not under way */
-    w->silent = true;
+    w->silent = w->skipped = true;
     return -1;
 }
 
@@ -114,6 +117,7 @@ static PyObject *worker_take(worker_t *w, PyObject *unused) {
         if (unit) {
             atomic_store_explicit(&w->page->passed, f.head.seq + 1, memory_order_release);
             w->silent = true;
+            w->skipped |= !claimed;
         }
         if (claimed) {
             w->seq = f.head.seq;
@@ -134,7 +138,15 @@ static PyObject *worker_take(worker_t *w, PyObject *unused) {
 
 static PyObject *worker_wait(worker_t *w, PyObject *unused) {
     (void)unused;
-    if (!is_open(w) || (w->silent && ring(w, channel_now()) < 0)) return NULL;
+    if (!is_open(w)) return NULL;
+    if (w->silent && !w->skipped && results_are_taken(w->page)) w->silent = false; /* it has looked by itself */
+    if (w->silent && ring(w, channel_now()) < 0) return NULL;
+    uint64_t next = atomic_load_explicit(&w->page->passed, memory_order_relaxed);
+    bool offered;
+    Py_BEGIN_ALLOW_THREADS
+    offered = spin_until(&w->spin, &w->page->claim[next % WINDOW], true, claim_word(next, CLAIM_OFFERED));
+    Py_END_ALLOW_THREADS
+    if (!offered && PyErr_CheckSignals() < 0) return NULL; /* of one that came while we looked */
     int some = receiver_fill(&w->in, true);
     return some < 0 ? NULL : PyBool_FromLong(some);
 }
