@@ -631,6 +631,24 @@ def add_misread_states() -> None:
         one(batch(100, 1000, *parent()), batch(200, 1010, *parent(200, p=1))),
     )
     misread(
+        "g-on-two-ms-by-syscall",
+        "the same of a G that was created in a syscall, and is in one of another M afterwards",
+        "G 1 is on M 100 all the same",
+        one(
+            batch(100, 1000, "GoCreateSyscall dt=1 new_g=1"),
+            batch(200, 1010, "GoStatus dt=1 g=1 m=200 gstatus=3"),
+        ),
+    )
+    misread(
+        "g-on-two-ms-named",
+        "the same by a status that names the other M, which says nothing itself",
+        "G 1 is on M 100 all the same",
+        one(
+            batch(100, 1000, "GoCreateSyscall dt=1 new_g=1"),
+            batch(-1, 1010, "GoStatus dt=1 g=1 m=200 gstatus=3"),
+        ),
+    )
+    misread(
         "p-stops-under-g",
         "a P stops while a G runs on it: readers take it, and show the G as running on, without a P",
         "P 0 stops while G 1 runs on it",

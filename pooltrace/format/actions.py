@@ -176,7 +176,6 @@ def go_status_of(event: str) -> Callable[[State, M, Args], list[Shown] | None]:
             raise Broken(f"G {number} is new, after the first generation")
         if status == _RUNNING:
             _takes(state, m, number, event)
-            m.g, state.gs[number].m = number, m.id
         elif status == _SYSCALL:
             return _syscall_status(state, m, number, named, row, args)
         return None
@@ -192,6 +191,7 @@ def _takes(state: State, m: M, number: int, event: str) -> None:
     if m.g not in (_NONE, number):
         why = f"generation {state.gen}, M {m.id}, {event}: it runs G {number} all at once, and G {m.g} nowhere"
         state.misreads.add(why, event=event, gen=state.gen, m=m.id)
+    m.g, state.gs[number].m = number, m.id
 
 
 def _syscall_status(state: State, m: M, number: int, named: int, row: EventSpec, args: Args) -> list[Shown] | None:
@@ -201,12 +201,11 @@ def _syscall_status(state: State, m: M, number: int, named: int, row: EventSpec,
         if not state.first and m.g != number:
             raise Broken(f"G {number} is in a syscall of M {named}, which has G {m.g}")
         _takes(state, m, number, row.name)
-        m.g, state.gs[number].m = number, m.id
         return None
     other = state.ms.get(named)
     if other is None:
         # It has sat in this syscall on an M that says nothing itself.
-        state.ms[named] = M(named, g=number)
+        _takes(state, state.m(named), number, row.name)
         return [Shown(named, m.p, m.g, row, args)]
     if other.g != number:
         raise Broken(f"G {number} is in a syscall of M {named}, which has G {other.g}")
@@ -224,7 +223,7 @@ def go_create_of(event: str, status: GoStatus) -> Callable[[State, M, Args], Non
 
 def go_create_syscall(state: State, m: M, args: Args) -> None:
     _new_g(state, args[0], _SYSCALL, "GoCreateSyscall", m)
-    m.g = args[0]
+    m.g, state.gs[args[0]].m = args[0], m.id
 
 
 def go_start_ready(state: State, m: M, args: Args) -> bool:
