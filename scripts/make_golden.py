@@ -249,7 +249,7 @@ def add_good_unusual_ids() -> None:
         [
             *alone(task),
             *generation(gen=2, time=2000),
-            *generation(batch(100, 3000, *parent(p=1)), gen=3, time=3000),
+            *generation(batch(200, 3000, "ProcStatus dt=1 p=1 pstatus=1"), gen=3, time=3000),
         ],
     )
     scenario(
@@ -258,7 +258,7 @@ def add_good_unusual_ids() -> None:
         [
             *alone(task),
             *generation(gen=2, time=2000),
-            *generation(batch(100, 3000, *parent(p=1 << 62)), gen=3, time=3000),
+            *generation(batch(200, 3000, f"ProcStatus dt=1 p={1 << 62} pstatus=1"), gen=3, time=3000),
         ],
     )
     scenario(
@@ -305,16 +305,10 @@ def add_good_unusual_states() -> None:
         "p-in-syscall",
         "an M whose G runs on a P that is in a syscall: no writer's, but readers allow it",
         [
-            *alone(task),
-            *generation(batch(100, 2000, "ProcStatus dt=1 p=5 pstatus=3"), gen=2, time=2000),
-            *generation(gen=3, time=3000),
-            *generation(batch(100, 4000, *parent()), gen=4, time=4000),
+            *one(batch(100, 1000, "ProcStatus dt=1 p=5 pstatus=3", "GoStatus dt=1 g=1 m=100 gstatus=2", task)),
+            *generation(gen=2, time=2000),
+            *generation(batch(100, 3000, "GoStatus dt=1 g=1 m=100 gstatus=2"), gen=3, time=3000),
         ],
-    )
-    scenario(
-        "another-p",
-        "a generation in which an M is on another P than before: no writer's, but readers allow it",
-        [*alone(task), *generation(batch(100, 2000, *parent(p=1)), gen=2, time=2000)],
     )
     texts = {**STRINGS, 4: "it\\xffm"}
     scenario(
@@ -609,14 +603,32 @@ def add_misread_states() -> None:
     misread(
         "g-displaced",
         "a status says that another G runs on an M: readers take it, and show the one before as running on",
-        "it runs G 5 all at once, and G 1 nowhere",
+        "it has G 5 all at once, and G 1 goes on nowhere",
         alone("GoStatus dt=1 g=5 m=100 gstatus=2"),
     )
     misread(
         "g-displaced-by-syscall",
         "the same of a G that is in a syscall",
-        "it runs G 5 all at once, and G 1 nowhere",
+        "it has G 5 all at once, and G 1 goes on nowhere",
         alone("GoStatus dt=1 g=5 m=100 gstatus=3"),
+    )
+    misread(
+        "p-displaced",
+        "a status says that an M has another P: readers take it, and show the one before as running on",
+        "it has P 5 all at once, and P 0 goes on nowhere",
+        alone("ProcStatus dt=1 p=5 pstatus=1"),
+    )
+    misread(
+        "g-nowhere",
+        "a status of nobody says that a G runs: readers take it, and show it on no M",
+        "G 5 runs on no M",
+        one(batch(100, 1000, *parent()), batch(-1, 1010, "GoStatus dt=1 g=5 m=100 gstatus=2")),
+    )
+    misread(
+        "p-nowhere",
+        "the same of a P",
+        "P 5 runs on no M",
+        one(batch(100, 1000, *parent()), batch(-1, 1010, "ProcStatus dt=1 p=5 pstatus=1")),
     )
     misread(
         "p-on-two-ms",

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Final
+from typing import Final, Literal
 
 from pooltrace.format import spec
 from pooltrace.format.raw import signed
@@ -81,10 +81,25 @@ def _new_g(state: State, number: int, status: GoStatus, event: str, m: M) -> Non
 # --- Ps -------------------------------------------------------------------------------------------
 
 
-def _on_two(state: State, m: M, event: str, what: str, before: M) -> None:
-    """Readers allow it, and show it on both."""
-    why = f"generation {state.gen}, M {m.id}, {event}: {what} is on M {before.id} all the same"
-    state.misreads.add(why, event=event, gen=state.gen, m=m.id)
+def _takes(state: State, m: M, event: str, what: Literal["G", "P"], number: int) -> None:
+    """A status says that the M has this G or P. What is then shown on two Ms, or as going on nowhere, is a misread."""
+    resource: G | P = state.gs[number] if what == "G" else state.ps[number]
+    before, had = state.ms.get(resource.m), m.g if what == "G" else m.p
+    whys = []
+    if m.id == _NONE and resource.status != _P_SYSCALL:
+        whys.append(f"{what} {number} runs on no M")
+    if before is not None and before is not m and (before.g if what == "G" else before.p) == number:
+        whys.append(f"{what} {number} is on M {before.id} all the same")
+    if had not in (_NONE, number):
+        whys.append(f"it has {what} {number} all at once, and {what} {had} goes on nowhere")
+    for why in whys:
+        where = f"generation {state.gen}, M {m.id}, {event}"
+        state.misreads.add(f"{where}: {why}", event=event, gen=state.gen, m=m.id)
+    resource.m = m.id
+    if what == "G":
+        m.g = number
+    else:
+        m.p = number
 
 
 def proc_status(state: State, m: M, args: Args) -> list[Shown] | None:
@@ -105,10 +120,7 @@ def proc_status(state: State, m: M, args: Args) -> list[Shown] | None:
         raise Broken(f"P {number} is {_name(ProcStatus, p.status)}, not {_name(ProcStatus, status)}")
     p.gen, p.seq = state.gen, 0
     if args[1] in (_P_RUNNING, _P_SYSCALL):
-        before = state.ms.get(p.m)
-        if before is not None and before is not m and before.p == number:
-            _on_two(state, m, "ProcStatus", f"P {number}", before)
-        m.p, p.m = number, m.id
+        _takes(state, m, "ProcStatus", "P", number)
     return shown
 
 
@@ -175,23 +187,12 @@ def go_status_of(event: str) -> Callable[[State, M, Args], list[Shown] | None]:
         else:
             raise Broken(f"G {number} is new, after the first generation")
         if status == _RUNNING:
-            _takes(state, m, number, event)
+            _takes(state, m, event, "G", number)
         elif status == _SYSCALL:
             return _syscall_status(state, m, number, named, row, args)
         return None
 
     return apply
-
-
-def _takes(state: State, m: M, number: int, event: str) -> None:
-    """A status says that the M has this G. If it has another one, that runs on in readers' eyes, nowhere."""
-    before = state.ms.get(state.gs[number].m)
-    if before is not None and before is not m and before.g == number:
-        _on_two(state, m, event, f"G {number}", before)
-    if m.g not in (_NONE, number):
-        why = f"generation {state.gen}, M {m.id}, {event}: it runs G {number} all at once, and G {m.g} nowhere"
-        state.misreads.add(why, event=event, gen=state.gen, m=m.id)
-    m.g, state.gs[number].m = number, m.id
 
 
 def _syscall_status(state: State, m: M, number: int, named: int, row: EventSpec, args: Args) -> list[Shown] | None:
@@ -200,12 +201,12 @@ def _syscall_status(state: State, m: M, number: int, named: int, row: EventSpec,
     if named == m.id:
         if not state.first and m.g != number:
             raise Broken(f"G {number} is in a syscall of M {named}, which has G {m.g}")
-        _takes(state, m, number, row.name)
+        _takes(state, m, row.name, "G", number)
         return None
     other = state.ms.get(named)
     if other is None:
         # It has sat in this syscall on an M that says nothing itself.
-        _takes(state, state.m(named), number, row.name)
+        _takes(state, state.m(named), row.name, "G", number)
         return [Shown(named, m.p, m.g, row, args)]
     if other.g != number:
         raise Broken(f"G {number} is in a syscall of M {named}, which has G {other.g}")

@@ -4,10 +4,10 @@
     python scripts/fuzz/fuzz_raw.py --seconds S [--seed N] [--keep DIR]      mutates the golden traces
     python scripts/fuzz/fuzz_raw.py --atheris [options of libFuzzer]         the same inputs, chosen by coverage
 
-What must hold: reading raises BadTraceError or nothing; the text form says the same again; a piece that is cut out of
-a trace that is in order is in order. Some inputs are small traces by chance (by_chance.py). Of the others half are made
-of bytes, half of numbers and events (raw.py takes the file apart and puts it together again), since few files that are
-broken at random get past their first batch.
+What must hold: reading raises BadTraceError or nothing; the text form says the same again; in a trace that is in order
+it is known who has what; a piece that is cut out of it is in order. Some inputs are small traces by chance
+(by_chance.py). Of the others half are made of bytes, half of numbers and events (raw.py takes the file apart and puts
+it together again), since few files that are broken at random get past their first batch.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ import by_chance
 from pooltrace.errors import BadTraceError
 from pooltrace.format import cut, order, raw, spec, text
 from pooltrace.format.raw import Batch, RawEvent
+from pooltrace.format.spec import GoStatus, ProcStatus
+from pooltrace.format.states import State
 
 GOLDEN: Final = Path(__file__).resolve().parents[2] / "tests" / "golden"
 HANG_SECONDS: Final = 30  # of the processor's time: on a busy machine waiting is no hang,
@@ -46,6 +48,7 @@ KNOWN: Final = (
     "STWEnd",  # a range over a border: Go's reader fails there, our tracer never writes one (invariant 4)
 )
 """Patterns: why a piece may be out of order though the whole is not."""
+_BUSY: Final = {"G": (GoStatus.RUNNING, GoStatus.SYSCALL), "P": (ProcStatus.RUNNING,)}
 _VALUES: Final = (*range(6), 127, 128, 1000, 1 << 16, (1 << 31) - 1, 1 << 32, 1 << 53, 1 << 62, 1 << 63, (1 << 64) - 1)
 
 
@@ -74,11 +77,37 @@ def read_text(data: bytes) -> None:
         raise Wrong("the text form does not say the same again")
 
 
+def who_has_what(state: State) -> None:
+    """Of a trace without misreads: each G that runs or is in a syscall is on one M, and each P that runs; both know it.
+
+    That is what a head says of a border.
+    """
+    resources = {"G": state.gs, "P": state.ps}
+    pairs = [(what, number, m) for m in state.ms.values() for what, number in (("G", m.g), ("P", m.p))]
+    had = [(what, number) for what, number, _ in pairs if number != spec.NONE]
+    if len(had) != len(set(had)):
+        raise Wrong(f"one of these is on two Ms: {had}")
+    for what, number, m in pairs:
+        if number != spec.NONE and (number not in resources[what] or resources[what][number].m != m.id):
+            raise Wrong(f"M {m.id} has {what} {number}, which is elsewhere")
+        if what == "G" and number != spec.NONE and state.gs[number].status not in _BUSY["G"]:
+            raise Wrong(f"M {m.id} has G {number}, which does not run")
+    for what, all_of_them in resources.items():
+        for number, resource in all_of_them.items():
+            if resource.status in _BUSY[what] and (what, number) not in had:
+                raise Wrong(f"{what} {number} is busy, on no M")
+
+
 def in_order(path: str) -> bool:
     try:
-        for event in order.read_events(path):
-            event.values()
-            str(event.stack()) if "stack" in event.spec.args else None
+        with order.open_trace(path) as file:
+            reader = order.TraceReader(file)
+            for _, _, events in reader.generations():
+                for event in events:
+                    event.values()
+                    str(event.stack()) if "stack" in event.spec.args else None
+                if reader.misreads.first is None:
+                    who_has_what(reader.ordering.state)
         order.check(path)
     except order.MisreadError:
         return False
