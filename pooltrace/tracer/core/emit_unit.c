@@ -198,7 +198,7 @@ static PyObject *run_chunk(PyObject *m, PyObject *const *args, Py_ssize_t n) {
     struct refs r = {0};
     uint64_t star, task;
     if (arg_uint(args[2], &star) < 0 || arg_uint(args[3], &task) < 0) return NULL;
-    PyObject *items = PySequence_Fast(args[1], "run_chunk() takes a sequence of items");
+    PyObject *items = PyObject_GetIter(args[1]); /* of a range, no more of it is there at a time than one number */
     if (!items) return NULL;
     in_emit++; /* the names stay while the chunk runs */
     PyObject *results = NULL;
@@ -206,14 +206,14 @@ static PyObject *run_chunk(PyObject *m, PyObject *const *args, Py_ssize_t n) {
     if ((r.name = string_of_cached(args[4])) && arg_stack(args[5], true, &r.stack) == 0)
         results = PyList_New(0);
     emit_end();
-    for (Py_ssize_t i = 0; results && i < PySequence_Fast_GET_SIZE(items); i++) {
-        PyObject *item = PySequence_Fast_GET_ITEM(items, i);
-        Py_INCREF(item);
+    PyObject *item;
+    while (results && (item = PyIter_Next(items))) {
         PyObject *result = run_item(args[0], item, star != 0, task, &r, &ended);
         Py_DECREF(item);
         if (!result || PyList_Append(results, result) < 0) Py_CLEAR(results);
         Py_XDECREF(result);
     }
+    if (results && PyErr_Occurred()) Py_CLEAR(results);
     Py_DECREF(items);
     refs_free(&r);
     return results;
