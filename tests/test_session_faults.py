@@ -356,6 +356,15 @@ def test_a_worker_whose_trace_began_with_a_unit_says_so_once(tmp_path: Path, jud
     assert pooltrace.summary() is figures()
 
 
+def test_a_worker_that_comes_amid_a_generation_is_read_from_then_on(tmp_path: Path, judge: Judge) -> None:
+    """Else what it says would fill its pipe, and the job would wait for the next advance, or lose events."""
+    path = tmp_path / "t.trace"
+    with trace(path, period=3600, patience=0.6), crew(1) as (worker,):
+        assert worker.do(flood, emit.new_g(), 24_000, 50) == 24_000  # more than the pipe holds
+    assert figures()["lost_events"] == 0
+    judge(path)
+
+
 # --- sinks that stall -----------------------------------------------------------------------------
 
 

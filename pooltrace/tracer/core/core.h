@@ -236,6 +236,7 @@ struct block {           /* a piece of an M's stream that came by pipe or by que
 struct block *block_make(const uint8_t *data, uint32_t len); /* a copy; NULL without memory */
 /* Puts it into the coordinator's queue, and takes it over; false when no coordinator takes any more: then it is freed. */
 bool coord_push(struct block *b, struct slot *s, uint32_t gen, uint32_t block);
+void coord_look(void);   /* a worker's pipe has come: it is listened to from now on, not from the next advance */
 void coord_cut(void);    /* a piece is lost without which the file makes no sense: it ends here */
 
 #endif

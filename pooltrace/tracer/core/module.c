@@ -47,6 +47,7 @@ static PyObject *py_worker_open(PyObject *m, PyObject *args) {
         close(own);
         return os_error(err);
     }
+    coord_look();
     return PyLong_FromLong(index);
 }
 

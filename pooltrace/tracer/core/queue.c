@@ -11,6 +11,12 @@ void wake(void) {
     if (c.wake >= 0 && write(c.wake, &one, sizeof one) < 0) return; /* full: it is awake anyway */
 }
 
+void coord_look(void) {
+    pthread_mutex_lock(&c.lock);
+    wake();
+    pthread_mutex_unlock(&c.lock);
+}
+
 struct block *block_make(const uint8_t *data, uint32_t len) {
     struct block *b = malloc(sizeof *b + len);
     if (!b) return NULL;
