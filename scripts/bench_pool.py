@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import multiprocessing
+import resource
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -230,6 +231,24 @@ def held(quick: bool) -> Iterable[Race]:
             yield Race("the last short result before a long unit", 20.0, late, "ms")
 
 
+def flat(quick: bool) -> Iterable[Race]:
+    """Results of an endless generator's units, taken as they come: growth of the parent's resident memory from the
+    first tenth of them on, the largest of ten."""
+    import pooltrace
+
+    count = (10_000 if quick else 100_000) * 10
+    page = resource.getpagesize()
+    with tempfile.TemporaryDirectory() as directory, pooltrace.trace(Path(directory) / "a.trace"):
+        with pooltrace.StdPool(2) as pool:
+            results = pool.imap_unordered(noop, itertools.count())
+            resident = []
+            for number in range(1, count + 1):
+                next(results)
+                if number % (count // 10) == 0:
+                    resident.append(int(Path("/proc/self/statm").read_text().split()[1]) * page)
+    yield Race(f"{count:,} units of an endless generator", 4.0, [(max(resident) - resident[0]) / (1 << 20)], "MiB")
+
+
 def ended(seconds: float) -> float:
     """When it ended, by a clock that is the same in all processes."""
     if seconds:
@@ -244,5 +263,6 @@ POOLS: dict[str, Callable[[bool], Iterable[Race]]] = {
     "large": large,
     "long": long_first,
     "held": held,
+    "flat": flat,
     "tracing": tracing,
 }

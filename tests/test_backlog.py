@@ -22,7 +22,7 @@ from pooltrace.tracer import emit
 
 @pytest.fixture(params=[0, 1, 1000], autouse=True)
 def at_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """How many units of a row a slot takes in one go; the others one by one, as those that need a pickler."""
+    """How many plain units a slot takes in one go; the others one by one, as those that need a pickler."""
     monkeypatch.setattr(FakeSlot, "at_once", request.param)
 
 
@@ -57,6 +57,16 @@ class FakeSlot:
     def post_row(self, row: Row, most: int) -> int:
         count = 0 if self.in_a_call else min(self.at_once, most, row.left)
         self.units.extend(row.take() for _ in range(count))
+        return count
+
+    def post_units(self, waiting: Any, most: int) -> int:
+        count = 0
+        for unit in list(waiting):
+            together = type(unit) is Unit and unit.job is waiting[0].job and unit.error is None and not self.in_a_call
+            if not together or count == min(self.at_once, most) or _channel.plain(unit.payload()) is None:
+                break
+            self.units.append(unit)
+            count += 1
         return count
 
     def take_back(self, most: int) -> list[Unit]:
@@ -164,6 +174,28 @@ def test_units_that_cannot_be_sent_fail_and_others_take_their_place() -> None:
     assert a.units == [good]
     assert [unit for unit, _ in failed] == [bad, unpicklable]
     assert str(failed[0][1]) == "the iterator's"
+
+
+def test_units_that_wait_one_by_one_are_counted() -> None:
+    """By the job, whose feeder may go on, and by the backlog."""
+    backlog, job, _ = backlog_of(0, 1000)
+    other = Job(2, _channel.MAP, square)
+    other.unit_ns = 1000
+    units = [Unit(job if i < 6 else other, i, (i,), emit.new_g()) for i in range(8)]
+    for unit in units:
+        unit.size = 10
+    add(backlog, *units)
+    a = FakeSlot(depth=7)
+    assign(backlog, a)
+    assert (a.units, len(backlog)) == (units[:7], 1)
+    assert [(job.sent, job.sent_bytes), (other.sent, other.sent_bytes)] == [(6, 60), (1, 10)]
+    backlog.put_back(a.take_back(3))
+    assert [(job.sent, job.sent_bytes), (other.sent, other.sent_bytes)] == [(4, 40), (0, 0)]
+    job.end()
+    b = FakeSlot(depth=9)
+    assign(backlog, b)
+    assert (b.units, len(backlog)) == (units[6:], 0)
+    assert [(job.sent, job.sent_bytes), (other.sent, other.sent_bytes)] == [(6, 60), (2, 20)]
 
 
 def test_a_worker_that_a_call_has_since_it_was_looked_at() -> None:

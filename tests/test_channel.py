@@ -15,7 +15,7 @@ import termios
 import threading
 import time
 import weakref
-from collections import namedtuple
+from collections import deque, namedtuple
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -456,6 +456,28 @@ def test_a_row_is_posted_as_far_as_there_is_room(channel: Channel) -> None:
     assert channel.parent.post_row(row, 0, _channel.MAP, 9) == channel.parent.post_row(row, -1, _channel.MAP, 9) == 0
 
 
+def units_of(*payloads: Any, job: Any = "the job") -> list[Any]:
+    return [Unit(job, number, what, 100 + number) for number, what in enumerate(payloads)]
+
+
+def test_units_are_posted_up_to_the_first_that_is_not_plain(channel: Channel) -> None:
+    plain, packed, pickled = units_of(((1,), {}), None, None)
+    packed.packed, pickled.packed = (b"packed", []), (b"packed", [memoryview(b"x" * 40_000)])
+    other, failed, large, unusual = *units_of((1,), job="another"), *units_of((1,), None, ([],))
+    failed.error, large.packed = ValueError(), (b"x" * 5_000, [])
+    for last in (pickled, other, failed, large, unusual, 5):
+        assert channel.parent.post_units([plain, packed, last, plain], 1000, _channel.APPLY, 9) == 2
+        channel.send()
+        for unit, payload in ((plain, marshal.dumps(((1,), {}), 2)), (packed, b"packed")):
+            frame = channel.take()
+            assert frame[:8] == (_channel.APPLY, 0, 0, unit.g, 9, b"", payload, ())
+            channel.worker.answer(0, b"", [])
+        assert [answer.unit for answer in channel.receive()] == [plain, packed]
+    assert channel.parent.post_units(deque([plain, packed]), 1, _channel.APPLY, 9) == 1
+    assert channel.parent.post_units([], 1, _channel.APPLY, 9) == 0
+    assert channel.parent.post_units([plain] * 300, 1000, _channel.APPLY, 9) == _channel.WINDOW - 2
+
+
 def test_a_row_and_its_units_are_collected(channel: Channel) -> None:
     class Job:
         pass
@@ -822,6 +844,7 @@ def test_an_end_that_is_lent_is_let_alone(channel: Channel, caller: Caller) -> N
         assert parent.lent
         assert caller.call(Sent()) is False
         assert (parent.inflight, parent.idle, parent.take_back(5)) == (1, False, [])
+        assert post_row(channel, range(5))[1] == parent.post_units(units_of((1,)), 5, _channel.APPLY, 9) == 0
         assert channel.receive() == []
         with pytest.raises(RuntimeError, match="in use"):
             parent.close()

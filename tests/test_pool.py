@@ -283,6 +283,29 @@ def test_an_iterator_may_use_one_object_again(face: Any) -> None:
             assert sorted(results) == [(number, number, number) for number in range(100)]
 
 
+def ends(array: Any) -> tuple[int, int, int]:
+    return array.nbytes, int(array[0]), int(array[-1])
+
+
+def sevens(count: int) -> Any:
+    return numpy.full(count, 7, dtype="u1")
+
+
+def test_arguments_and_results_of_any_size(face: Any) -> None:
+    """$POOLTRACE_LARGE GiB; beyond 2 GiB there must be ten of memory."""
+    count = int(float(os.environ.get("POOLTRACE_LARGE", "0.02")) * (1 << 30))
+    with face(1) as pool:
+        array = sevens(count)
+        array[0] = 3
+        assert pool.apply(ends, (array,)) == (count, 3, 7)
+        assert pool.map(ends, [array]) == [(count, 3, 7)]
+        assert pool.apply(len, (array.tobytes(),)) == count
+        del array
+        assert ends(pool.apply(sevens, (count,))) == (count, 7, 7)
+        (result,) = pool.imap(sevens, [count])
+        assert ends(result) == (count, 7, 7)
+
+
 def first_and_last(item: tuple[dict[str, int], Any]) -> tuple[int, int, int]:
     return item[0]["number"], int(item[1][0]), int(item[1][-1])
 

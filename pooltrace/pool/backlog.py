@@ -39,7 +39,7 @@ class Backlog:
     def put_back(self, units: Iterable[Unit]) -> None:
         """Units that were sent, and have to be sent again: before all others, in this order."""
         for unit in reversed(list(units)):
-            unit.job.requeued(unit)
+            unit.job.requeued(unit.size)
             self._rows.appendleft(unit)
             self._units += 1
 
@@ -85,20 +85,16 @@ class Backlog:
             if first.job.over:
                 self._drop(rows.popleft())
                 continue
-            if isinstance(first, Row):
-                posted = slot.post_row(first, most - given)
-                unit = None if posted else first.take()
-                if first.left == 0:
-                    rows.popleft()
-                if unit is None:
-                    given += posted
-                    self._units -= posted
-                    continue
-            else:
-                unit = first
-                rows.popleft()
-                unit.job.unqueued(unit)
+            if posted := self._give_at_once(slot, most - given):
+                given += posted
+                continue
+            unit = first.take()
             self._units -= 1
+            if unit is first:
+                rows.popleft()
+                unit.job.unqueued(1, unit.size)
+            elif first.left == 0:
+                rows.popleft()
             if unit.error is not None:
                 self._fail(unit, unit.error)
                 continue
@@ -114,11 +110,24 @@ class Backlog:
             given += 1
         return given
 
+    def _give_at_once(self, slot: Slot, most: int) -> int:
+        """The same of those that need nothing but to be packed; how many."""
+        rows = self._rows
+        first = rows[0]
+        if isinstance(first, Row):
+            posted = slot.post_row(first, most)
+            if first.left == 0:
+                rows.popleft()
+        elif posted := slot.post_units(rows, most):
+            first.job.unqueued(posted, sum([rows.popleft().size for _ in range(posted)]))
+        self._units -= posted
+        return posted
+
     def _drop(self, row: Waiting) -> None:
         """Its job is over."""
         self._units -= row.left
         if isinstance(row, Unit):
-            row.job.unqueued(row)
+            row.job.unqueued(1, row.size)
         row.cancel()
 
     def _take_back(self, slots: list[Slot]) -> bool:

@@ -190,7 +190,7 @@ class TaskQueue:
                 index += 1
                 # a chunk is the stock generator's (function, items)
                 unit = Unit(job, index, item[1] if chunked else ((item,), {}), emit.new_g())
-                self._feed_one(job, unit, stack)
+                self._feed_one(job, unit, stack, not chunked and unit.is_constant())
                 del item, unit
             if job.over:
                 return
@@ -200,16 +200,16 @@ class TaskQueue:
             index += 1
             unit = Unit(job, index, None, emit.new_g())
             unit.error = error
-            self._feed_one(job, unit, None)
+            self._feed_one(job, unit, None, True)
             del unit
         set_length(index + 1)
         if self._engine.fault is not None:
             end_iterator(set_length.__self__)  # type: ignore[attr-defined]
 
-    def _feed_one(self, job: Job, unit: Unit, stack: emit.Stack | None) -> None:
+    def _feed_one(self, job: Job, unit: Unit, stack: emit.Stack | None, ready: bool) -> None:
         engine = self._engine
         traced = emit.enabled() and (emit.enter() or True)
-        if unit.error is None:
+        if not ready:
             if traced:
                 emit.region_begin(emit.PHASE, 0, "pickle", _STACK)
             try:

@@ -18,7 +18,9 @@ from pooltrace.pool.serialize import Serializer, describe
 from pooltrace.pool.waits import Room
 from pooltrace.tracer import emit
 
-CONSTANT = (bool, int, float, str, bytes, type(None))
+NUMBERS = (bool, int, float, type(None))
+CONSTANT = (*NUMBERS, str, bytes)
+CONSTANT_SIZE = 1024  # characters, bytes
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 60
 
@@ -107,19 +109,19 @@ class Job:
                 room.wait()
         return not self.over
 
-    def unqueued(self, unit: Unit) -> None:
-        """One unit waits no longer. Dispatcher's thread."""
-        self.sent += 1
-        self.sent_bytes += unit.size
+    def unqueued(self, count: int, size: int) -> None:
+        """So many units, of so many bytes, wait no longer. Dispatcher's thread."""
+        self.sent += count
+        self.sent_bytes += size
         if self.room is not None and not self.room.is_set():
-            units, size = self.fed - self.sent, self.fed_bytes - self.sent_bytes
-            if units <= AHEAD // 2 and (size <= AHEAD_BYTES // 2 or units == 0):
+            units, left = self.fed - self.sent, self.fed_bytes - self.sent_bytes
+            if units <= AHEAD // 2 and (left <= AHEAD_BYTES // 2 or units == 0):
                 self.room.set()
 
-    def requeued(self, unit: Unit) -> None:
-        """The unit waits again. Dispatcher's thread."""
+    def requeued(self, size: int) -> None:
+        """A unit waits again. Dispatcher's thread."""
         self.sent -= 1
-        self.sent_bytes -= unit.size
+        self.sent_bytes -= size
 
     def end(self) -> None:
         """Nothing more will be sent: lets the function go, and the feeder, if one waits."""
@@ -178,6 +180,12 @@ class Unit(_channel.Unit):
             return what[self.span[0] : self.span[0] + 1]  # type: ignore[no-any-return]
         row = what[0] if self.job.kind == _channel.APPLY else what
         return row[:1] if type(row) in (tuple, list) else ()
+
+    def is_constant(self) -> bool:
+        """It applies the function to one argument, a small one that nobody can change."""
+        item = self.what[0][0]
+        kind = type(item)
+        return kind in NUMBERS or (kind in (str, bytes) and len(item) <= CONSTANT_SIZE)
 
     def pack(self, serializer: Serializer) -> None:
         """Pickles now, buffers too: who made the arguments may change them next. Raises what pickling raises."""

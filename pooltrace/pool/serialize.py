@@ -139,9 +139,14 @@ class Serializer:
         to receive it (None)."""
         if data is None:
             raise MemoryError("there is no memory for what was sent")
-        if data[0] != _channel.PICKLE:
+        if is_plain(data):
             return marshal.loads(data)
         return pickle.loads(data, buffers=buffers)
+
+
+def is_plain(data: Buffer | None) -> bool:
+    """Whether no pickler made this."""
+    return data is not None and data[0] != _channel.PICKLE
 
 
 class _Pickler(pickle.Pickler):

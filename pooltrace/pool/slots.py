@@ -10,12 +10,12 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
 from pooltrace.pool import _channel, descriptors, worker
 from pooltrace.pool._channel import Answer
-from pooltrace.pool.jobs import Job, Row, Unit
+from pooltrace.pool.jobs import Job, Row, Unit, Waiting
 from pooltrace.pool.serialize import Serializer
 from pooltrace.tracer import arena, emit, machine, session
 
@@ -288,6 +288,13 @@ class Slot:
         if end is None or not self._known.has(job.id):
             return 0
         return end.post_row(row, most, job.kind, job.id)
+
+    def post_units(self, waiting: Sequence[Waiting], most: int) -> int:
+        """The same of the units of one job that wait one by one: the first ones, which stay where they are."""
+        job, end = waiting[0].job, self.end
+        if end is None or not self._known.has(job.id):
+            return 0
+        return end.post_units(waiting, most, job.kind, job.id)
 
     def call(self, unit: Unit, blob: bytes, waker: int) -> Answer | Literal[False] | None:
         """Sends the only unit of a job, packed, and waits for its answer, in the calling thread.

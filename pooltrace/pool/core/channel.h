@@ -2,13 +2,14 @@
  *
  *   page.h     the shared page: who has a unit, and the ring of results; no Python
  *   stream.c   frames as bytes of the socket, in and out
- *   parent.c   the parent's end: sends units, has them in flight, receives answers
+ *   parent.c   the parent's end: has units in flight, receives answers
+ *   post.c     how they come there
  *   call.c     and a call, by which another thread does that for one unit
  *   worker.c   the worker's end: claims units, answers them
  *   unit.c     units, and rows of them that are not made yet
  *   plain.c    small plain values as bytes
  *
- * Nothing here knows jobs, pickles or tracing, and nothing decides which unit goes where.  All with the GIL, except
+ * Nothing here knows what a unit means, or of pickles or tracing, and nothing decides which goes where.  All with the GIL, except
  * where a function says that it waits.  A worker's end belongs to one thread at a time; who has the parent's is there.
  */
 #ifndef POOLTRACE_CHANNEL_H

@@ -4,12 +4,11 @@
 #include <errno.h>
 
 #include "plain.h"
-#include "unit.h"
 
 PyTypeObject *AnswerType;
 PyObject *no_buffers;
 
-static bool is_open(parent_t *p) {
+bool parent_is_open(parent_t *p) {
     if (p->page) return true;
     PyErr_SetString(PyExc_ValueError, "the channel is closed");
     return false;
@@ -81,84 +80,6 @@ static void parent_dealloc(parent_t *p) {
 }
 
 /* ---- to the worker ---- */
-/* A unit's word and place are used again only when the worker is past them. */
-static Py_ssize_t room(parent_t *p, Py_ssize_t most) {
-    uint64_t passed = atomic_load_explicit(&p->page->passed, memory_order_acquire), on_way = p->next - passed;
-    if (on_way >= WINDOW - 1) return 0; /* or the page makes no sense */
-    if (most > (Py_ssize_t)(WINDOW - 1 - on_way)) most = (Py_ssize_t)(WINDOW - 1 - on_way);
-    Py_ssize_t n = 0;
-    while (n < most && !p->unit[(p->next + (uint64_t)n) % WINDOW]) n++;
-    return n;
-}
-
-bool parent_has_room(parent_t *p) { return room(p, 1) > 0; }
-
-/* false with an exception set: it is not in flight. */
-static bool send_unit(parent_t *p, PyObject *unit, struct frame_head *head, PyObject *function, PyObject *payload, PyObject *buffers) {
-    head->seq = p->next;
-    if (!sender_add(&p->out, head, function, payload, buffers)) return false;
-    uint64_t at = p->next % WINDOW;
-    p->unit[at] = Py_NewRef(unit);
-    p->seq[at] = p->next;
-    p->size[at] = head->total;
-    p->waiting += head->total;
-    p->inflight++;
-    claim_offer(p->page, p->next++);
-    return true;
-}
-
-bool parent_post_args(parent_t *p, PyObject *const *args) {
-    struct frame_head head = {0};
-    long kind = PyLong_AsLong(args[1]), flags = PyLong_AsLong(args[2]);
-    head.generation = (uint32_t)PyLong_AsUnsignedLong(args[3]);
-    head.unit = PyLong_AsUnsignedLongLong(args[4]);
-    head.job = PyLong_AsUnsignedLongLong(args[5]);
-    if (PyErr_Occurred() || !is_open(p)) return false;
-    if (!PyList_Check(args[8]) || kind < FRAME_APPLY || kind > FRAME_STARMAP || flags & ~0xff) {
-        PyErr_SetString(PyExc_ValueError, "a frame has a kind of unit, flags, and a list of buffers");
-        return false;
-    }
-    if (!parent_has_room(p)) {
-        PyErr_SetString(PyExc_BlockingIOError, "as many units are on their way as can be");
-        return false;
-    }
-    head.kind = (uint8_t)kind;
-    head.flags = (uint8_t)flags;
-    return send_unit(p, args[0], &head, args[6], args[7], args[8]);
-}
-
-static PyObject *parent_post(parent_t *p, PyObject *const *args, Py_ssize_t n) {
-    if (n != 9) return PyErr_Format(PyExc_TypeError, "post() takes 9 arguments, not %zd", n);
-    if (parent_is_lent(p)) {
-        PyErr_SetString(PyExc_BlockingIOError, "a call has the worker");
-        return NULL;
-    }
-    if (!parent_post_args(p, args)) return NULL;
-    Py_RETURN_NONE;
-}
-
-static PyObject *parent_post_row(parent_t *p, PyObject *const *args, Py_ssize_t n) {
-    if (n != 4 || !PyObject_TypeCheck(args[0], &RowType)) return PyErr_Format(PyExc_TypeError, "post_row() takes a row, most, kind, job");
-    row_t *row = (row_t *)args[0];
-    Py_ssize_t given = 0, most = PyLong_AsSsize_t(args[1]);
-    struct frame_head head = {.kind = (uint8_t)PyLong_AsLong(args[2]), .job = PyLong_AsUnsignedLongLong(args[3])};
-    if (PyErr_Occurred() || !is_open(p)) return NULL;
-    if (parent_is_lent(p)) most = 0;
-    for (; given < most && row->left > 0 && parent_has_room(p); given++) {
-        unit_t *unit = row_next(row);
-        PyObject *payload = unit ? unit_plain(unit) : NULL;
-        head.generation = row->generation;
-        head.unit = row->g;
-        bool sent = payload && send_unit(p, (PyObject *)unit, &head, NULL, payload, NULL);
-        if (sent) row_advance(row);
-        Py_XDECREF(payload);
-        Py_XDECREF(unit);
-        if (!sent) break;
-    }
-    PyErr_Clear(); /* whoever takes the next one sees it, too */
-    return PyLong_FromSsize_t(given);
-}
-
 bool parent_send_stop(parent_t *p) {
     struct frame_head head = {.kind = FRAME_STOP};
     p->stop_due = false;
@@ -167,7 +88,7 @@ bool parent_send_stop(parent_t *p) {
 
 static PyObject *parent_stop(parent_t *p, PyObject *unused) {
     (void)unused;
-    if (!is_open(p)) return NULL;
+    if (!parent_is_open(p)) return NULL;
     p->stopping = true;
     if (parent_is_lent(p)) p->stop_due = true; /* a call may be sending what we would add to */
     else if (!parent_send_stop(p)) return NULL;
@@ -176,7 +97,7 @@ static PyObject *parent_stop(parent_t *p, PyObject *unused) {
 
 static PyObject *parent_flush(parent_t *p, PyObject *unused) {
     (void)unused;
-    if (!is_open(p)) return NULL;
+    if (!parent_is_open(p)) return NULL;
     if (parent_is_lent(p)) Py_RETURN_TRUE;
     int all = sender_flush(&p->out, false);
     return all < 0 ? NULL : PyBool_FromLong(all);
@@ -292,7 +213,7 @@ int parent_take_in(parent_t *p, PyObject *list, int rounds) {
 }
 
 static PyObject *parent_receive(parent_t *p, PyObject *arg) {
-    if (!is_open(p)) return NULL;
+    if (!parent_is_open(p)) return NULL;
     if (!PyList_Check(arg)) return PyErr_Format(PyExc_TypeError, "receive() takes a list to append to");
     if (p->lent) Py_RETURN_NONE;
     if (parent_take_in(p, arg, ROUNDS) < 0) return NULL;
@@ -300,7 +221,7 @@ static PyObject *parent_receive(parent_t *p, PyObject *arg) {
 }
 
 static PyObject *parent_receive_rest(parent_t *p, PyObject *arg) {
-    if (!is_open(p)) return NULL;
+    if (!parent_is_open(p)) return NULL;
     if (!PyList_Check(arg)) return PyErr_Format(PyExc_TypeError, "receive_rest() takes a list to append to");
     if (parent_take_in(p, arg, -1) < 0) return NULL;
     Py_RETURN_NONE;
@@ -309,7 +230,7 @@ static PyObject *parent_receive_rest(parent_t *p, PyObject *arg) {
 /* ---- who has what ---- */
 static PyObject *parent_take_back(parent_t *p, PyObject *arg) {
     Py_ssize_t most = PyLong_AsSsize_t(arg);
-    if ((most == -1 && PyErr_Occurred()) || !is_open(p)) return NULL;
+    if ((most == -1 && PyErr_Occurred()) || !parent_is_open(p)) return NULL;
     PyObject *list = PyList_New(0);
     if (parent_is_lent(p)) return list;
     uint64_t last = p->next > WINDOW ? p->next - WINDOW : 0;
@@ -330,7 +251,7 @@ static PyObject *parent_take_back(parent_t *p, PyObject *arg) {
 
 static PyObject *parent_unanswered(parent_t *p, PyObject *unused) {
     (void)unused;
-    if (!is_open(p)) return NULL;
+    if (!parent_is_open(p)) return NULL;
     PyObject *begun = PyList_New(0), *waiting = PyList_New(0);
     uint64_t seq = p->next > WINDOW ? p->next - WINDOW : 0;
     for (; begun && waiting && seq < p->next; seq++) {
@@ -346,7 +267,7 @@ static PyObject *parent_unanswered(parent_t *p, PyObject *unused) {
 
 static PyObject *parent_running(parent_t *p, PyObject *unused) {
     (void)unused;
-    if (!is_open(p)) return NULL;
+    if (!parent_is_open(p)) return NULL;
     uint64_t begun = atomic_load_explicit(&p->page->begun, memory_order_acquire), at = begun & 0xff;
     _Static_assert(WINDOW == 256, "its numbers have 8 bits");
     if (begun <= 0xff || !p->unit[at] || !claim_is(p->page, p->seq[at], CLAIM_CLAIMED)) Py_RETURN_NONE;
@@ -398,7 +319,7 @@ static PyObject *get_answers(parent_t *p, void *unused) {
 }
 static PyObject *get_room(parent_t *p, void *unused) {
     (void)unused;
-    return is_open(p) ? PyLong_FromSsize_t(room(p, WINDOW)) : NULL;
+    return parent_is_open(p) ? PyLong_FromSsize_t(parent_room(p, WINDOW)) : NULL;
 }
 static PyObject *get_inflight(parent_t *p, void *unused) {
     (void)unused;
@@ -410,7 +331,7 @@ static PyObject *get_ended(parent_t *p, void *unused) {
 }
 static PyObject *get_passed(parent_t *p, void *unused) {
     (void)unused;
-    return is_open(p) ? PyLong_FromUnsignedLongLong(atomic_load_explicit(&p->page->passed, memory_order_acquire)) : NULL;
+    return parent_is_open(p) ? PyLong_FromUnsignedLongLong(atomic_load_explicit(&p->page->passed, memory_order_acquire)) : NULL;
 }
 
 static PyMethodDef methods[] = {
@@ -419,6 +340,9 @@ static PyMethodDef methods[] = {
     {"post_row", (PyCFunction)(void (*)(void))parent_post_row, METH_FASTCALL,
      "post_row(row, most, kind, job) -> int: so many of the row's first units are in flight, and no longer in it. The rest\n"
      "has to be posted one by one: it is not plain, or the channel takes no more now."},
+    {"post_units", (PyCFunction)(void (*)(void))parent_post_units, METH_FASTCALL,
+     "post_units(units, most, kind, job) -> int: so many of a sequence's first units, all of one job, are in flight. The rest\n"
+     "as with post_row."},
     {"stop", (PyCFunction)parent_stop, METH_NOARGS, "stop(): asks the worker to end after what it has."},
     {"flush", (PyCFunction)parent_flush, METH_NOARGS, "flush() -> bool: sends what the channel takes; is that all?"},
     {"drop_unsent", (PyCFunction)parent_drop_unsent, METH_NOARGS, "drop_unsent(): of a worker that is not sent to any more."},

@@ -1,4 +1,4 @@
-/* The parent's end of a channel, for those who make it: parent.c and call.c. */
+/* The parent's end of a channel, for those who make it: parent.c, post.c and call.c. */
 #ifndef POOLTRACE_PARENT_H
 #define POOLTRACE_PARENT_H
 
@@ -31,11 +31,18 @@ typedef struct {
 } parent_t;
 
 /* parent.c */
-bool parent_has_room(parent_t *p); /* for one unit */
+bool parent_is_open(parent_t *p); /* false with an exception set */
 bool parent_is_lent(parent_t *p); /* somebody else has it; he is told to say when it is back */
-bool parent_post_args(parent_t *p, PyObject *const *args); /* as of post(); false with an exception set: not in flight */
 bool parent_send_stop(parent_t *p);
 int parent_take_in(parent_t *p, PyObject *list, int rounds); /* -1 with an exception; what could be had is in the list */
+
+/* post.c */
+Py_ssize_t parent_room(parent_t *p, Py_ssize_t most); /* for how many units, up to that many */
+bool parent_has_room(parent_t *p);                    /* for one */
+bool parent_post_args(parent_t *p, PyObject *const *args); /* as of post(); false with an exception set: not in flight */
+PyObject *parent_post(parent_t *p, PyObject *const *args, Py_ssize_t n);
+PyObject *parent_post_row(parent_t *p, PyObject *const *args, Py_ssize_t n);
+PyObject *parent_post_units(parent_t *p, PyObject *const *args, Py_ssize_t n);
 
 /* call.c */
 bool parent_is_idle(parent_t *p);

@@ -7,6 +7,7 @@
 
 #include <structmember.h>
 
+#include "channel.h"
 #include "plain.h"
 
 #define LONG 100 /* items of a range from which it is smaller, as a pickle, than they are */
@@ -78,9 +79,9 @@ static PyObject *unit_payload(unit_t *u, PyObject *unused) {
     return u->end < 0 ? Py_NewRef(u->what) : part_of(u->what, u->begin, u->end);
 }
 
-PyObject *unit_plain(const unit_t *u) {
+static PyObject *plain_part(const unit_t *u) {
+    if (u->end - u->begin >= LONG || (!PyTuple_CheckExact(u->what) && !PyRange_Check(u->what))) return NULL;
     PyObject *part = NULL;
-    if (u->end < 0 || u->end - u->begin >= LONG || (!PyTuple_CheckExact(u->what) && !PyRange_Check(u->what))) return NULL;
     if (u->end - u->begin == 1) {
         PyObject *item = PySequence_GetItem(u->what, u->begin);
         if (item && (part = PyTuple_New(1))) PyTuple_SET_ITEM(part, 0, item);
@@ -88,7 +89,21 @@ PyObject *unit_plain(const unit_t *u) {
     } else part = part_of(u->what, u->begin, u->end);
     PyObject *bytes = part ? plain_dumps(part) : NULL;
     Py_XDECREF(part);
-    PyErr_Clear(); /* of whoever does it then */
+    return bytes;
+}
+
+PyObject *unit_bytes(const unit_t *u) {
+    PyObject *bytes = NULL;
+    if (u->error) return NULL;
+    if (u->packed && u->packed != Py_None) {
+        if (!PyTuple_CheckExact(u->packed) || PyTuple_GET_SIZE(u->packed) != 2) return NULL;
+        PyObject *buffers = PyTuple_GET_ITEM(u->packed, 1);
+        bytes = PyTuple_GET_ITEM(u->packed, 0);
+        bool small = PyBytes_CheckExact(bytes) && PyBytes_GET_SIZE(bytes) <= SMALL && PyList_CheckExact(buffers) && PyList_GET_SIZE(buffers) == 0;
+        return small ? Py_NewRef(bytes) : NULL;
+    }
+    if (u->what) bytes = u->end < 0 ? plain_dumps(u->what) : plain_part(u);
+    if (!bytes) PyErr_Clear(); /* of whoever does it then */
     return bytes;
 }
 

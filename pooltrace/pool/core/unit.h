@@ -28,7 +28,7 @@ typedef struct {
 
 unit_t *row_next(row_t *r);          /* its first unit, which stays in it; NULL with an exception */
 void row_advance(row_t *r);          /* past it */
-PyObject *unit_plain(const unit_t *u); /* bytes of what a row's unit has, see plain.h; NULL without an exception: by others */
+PyObject *unit_bytes(const unit_t *u); /* what it has, if it is plain or packed, and small; NULL without an exception: by others */
 
 extern PyTypeObject UnitType, RowType;
 
