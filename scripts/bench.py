@@ -1,6 +1,6 @@
 """Measures what tracing costs, as ratios against a peer in the same run; a bare time would say more of the machine.
 
-``python scripts/bench.py [--quick] [--json] [--only event,bytes,...]``. How each figure is taken:
+``python scripts/bench.py [--quick] [--json FILE] [--only event,bytes,...]``. How each figure is taken:
 
 event   One emitted event with a trace on, against ``time.perf_counter_ns()``. Loops of the same shape, two calls each
         pass, on the thread that started the trace: clock and clock; region begin and region end; log and log, with
@@ -29,11 +29,14 @@ peers: against others, see bench_peers.py.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import functools
+import importlib.metadata
 import itertools
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -373,21 +376,41 @@ def pipe(stream: IO[str] | None) -> IO[str]:
     return stream
 
 
-def table(figures: list[Figure]) -> str:
-    """The figures as text."""
+def table(figures: list[Figure], quick: bool) -> str:
+    """The figures as text; a quick look at them is no judgement."""
     rows = [("", "median", "quartiles", "rounds", "at most", "")]
     for f in figures:
         unit = f" {f.unit}" if f.unit else ""
         spread = f"{f.low:.3f} to {f.high:.3f}" if f.samples > 1 else ""
-        verdict = "" if f.value <= f.bound else "MISSED"
+        verdict = "" if quick or f.value <= f.bound else "MISSED"
         rows.append((f.name, f"{f.value:.3f}{unit}", spread, str(f.samples), f"{f.bound:g}{unit}", verdict))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join("  ".join(text.ljust(width) for text, width in zip(row, widths)).rstrip() for row in rows)
 
 
 def environment() -> dict[str, Any]:
-    """What the figures were taken on."""
-    return {"python": sys.version.split()[0], "cores": len(os.sched_getaffinity(0)), "machine": os.uname().machine}
+    """What the figures are taken on; with the load at that time."""
+    models = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    peers = {}
+    for name in ("multiprocess", "loky", "mpire", "billiard", "numpy"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            peers[name] = importlib.metadata.version(name)
+    return {
+        "pooltrace": importlib.metadata.version("pooltrace"),
+        "python": sys.version.split()[0],
+        "cores": len(os.sched_getaffinity(0)),
+        "processor": models[0] if models else os.uname().machine,
+        "kernel": os.uname().release,
+        "load": os.getloadavg()[0],
+        "versions": peers,
+    }
+
+
+def facts(found: dict[str, Any]) -> str:
+    """The environment as text."""
+    versions = "".join(f", {name} {version}" for name, version in found["versions"].items())
+    machine = "{cores} cores of {processor}, Linux {kernel}, load {load:.1f} at the beginning".format_map(found)
+    return f"pooltrace {found['pooltrace']}, Python {found['python']}{versions}\n{machine}"
 
 
 BENCHES: dict[str, Callable[[bool], Iterable[Figure]]] = {
@@ -405,7 +428,7 @@ def main() -> None:
     """Measure, and show a table or JSON."""
     parser = argparse.ArgumentParser(description="Measure what tracing costs.")
     parser.add_argument("--quick", action="store_true", help="fewer rounds: a first impression")
-    parser.add_argument("--json", action="store_true", help="JSON instead of the table")
+    parser.add_argument("--json", metavar="FILE", help="write them as JSON, too")
     parser.add_argument("--only", default=",".join(BENCHES), help=f"some of {','.join(BENCHES)}")
     parser.add_argument("--child", nargs=2, metavar=("WHAT", "ARGUMENT"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -416,11 +439,12 @@ def main() -> None:
     names = options.only.split(",")
     if not set(names) <= set(BENCHES):
         parser.error(f"--only takes some of {','.join(BENCHES)}")
+    found = environment()
     figures = [figure for name in names for figure in BENCHES[name](options.quick)]
     if options.json:
-        print(json.dumps({**environment(), "quick": options.quick, "figures": [asdict(f) for f in figures]}, indent=1))
-    else:
-        print(table(figures))
+        data = {**found, "quick": options.quick, "figures": [asdict(figure) for figure in figures]}
+        Path(options.json).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    print(table(figures, options.quick), facts(found), sep="\n\n")
 
 
 if __name__ == "__main__":
