@@ -95,7 +95,7 @@ def short_units_dill(quick: bool) -> Iterable[Race]:
 
     import pooltrace
 
-    rounds, count = (3, 2_000) if quick else (5, 20_000)
+    rounds, count = (3, 2_000) if quick else (5, 50_000)
     with two_pools(multiprocess.Pool, pooltrace.Pool) as pools:
         namespace: dict[str, Any] = {"__name__": "__main__"}
         exec("def noop(_): pass", namespace)
