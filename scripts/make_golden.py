@@ -537,6 +537,12 @@ def add_strict() -> None:
         "63 bits",
         one(batch(100, 1000, *parent()), batch(-1, 1000, "CPUSamples", *sample)),
     )
+    strict(
+        "late-generation",
+        "a generation without events at a time that is negative in Go",
+        "begins at a time that does not fit into 63 bits",
+        [*alone(), *generation(gen=2, time=(1 << 64) - 3, freq=4)],
+    )
     strict("no-generation", "a 1.26 trace that ends behind its header", "cut off behind the header", [])
     strict(
         "no-event-1.22",

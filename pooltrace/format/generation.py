@@ -136,6 +136,8 @@ class Generation:
                             f"stack {number}: string {string}, the {part} of a frame, is not in the table",
                             "Stack",
                         )
+        if self.to_ns(self.min_time) >> 63:
+            self._refuse("begins at a time that does not fit into 63 bits", "EventBatch")
         if any(self.to_ns(sample.time) >> 63 for sample in self.samples):
             self._refuse("has a batch of samples: its times do not fit into 63 bits", "CPUSample")
         self.samples = sorted((s._replace(time=self.to_ns(s.time)) for s in self.samples), key=lambda s: s.time)
