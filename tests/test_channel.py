@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import struct
+import sys
 import termios
 import threading
 import time
@@ -438,7 +439,7 @@ def test_a_row_is_posted_up_to_what_is_not_plain(channel: Channel) -> None:
     assert (posted, row.take().payload()) == (0, range(100))  # not written out
     assert channel.parent.post_row(row, 1000, _channel.MAP, 9) == 0
     assert row.take().payload() == tuple(range(100, 199))
-    assert post_row(channel, range(1 << 70, (1 << 70) + 2))[1] == 2
+    assert post_row(channel, range((1 << 63) - 1, (1 << 63) + 1))[1] == 1
 
 
 def test_a_row_is_posted_as_far_as_there_is_room(channel: Channel) -> None:
@@ -478,6 +479,50 @@ def test_units_are_posted_up_to_the_first_that_is_not_plain(channel: Channel) ->
     assert channel.parent.post_units([plain] * 300, 1000, _channel.APPLY, 9) == _channel.WINDOW - 2
 
 
+_on_audit: dict[str, Callable[[], object]] = {}
+
+
+def _audit(event: str, _: object) -> None:
+    if event in _on_audit:
+        _on_audit.pop(event)()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def audit() -> None:
+    """What is in _on_audit is done once, at that event. (A hook is for ever.)"""
+    sys.addaudithook(_audit)
+
+
+@pytest.mark.parametrize("how", ["row", "units"])
+def test_a_call_that_takes_the_end_while_units_are_packed(how: str, channel: Channel, caller: Caller) -> None:
+    """As a finalizer or an audit hook may let it: the units stay where they are."""
+    unit = Sent()
+    with ThreadPoolExecutor(1) as thread:
+        calls = []
+
+        def let_call() -> None:
+            calls.append(thread.submit(caller.call, unit))
+            while not channel.parent.lent:
+                pass
+
+        _on_audit["marshal.dumps"] = let_call
+        if how == "row":
+            row, posted = post_row(channel, range(5))
+            assert (posted, row.left) == (0, 5)
+        else:
+            assert channel.parent.post_units(units_of((1,), (2,)), 5, _channel.APPLY, 9) == 0
+        assert channel.parent.units() == [unit]
+        channel.run(1)
+        channel.worker.ring()
+        assert calls[0].result().unit is unit
+    assert caller.was_woken()
+
+
+def test_an_end_that_is_closed_while_units_are_packed(channel: Channel) -> None:
+    _on_audit["marshal.dumps"] = channel.parent.close
+    assert post_row(channel, range(5))[1] == 0
+
+
 def test_a_row_and_its_units_are_collected(channel: Channel) -> None:
     class Job:
         pass
@@ -508,6 +553,62 @@ def test_a_row_that_promises_more_than_there_is(channel: Channel) -> None:
     assert channel.parent.post_row(row, 3, _channel.MAP, 9) == 0
     with pytest.raises(TypeError):
         row.take()
+
+
+SOME: list[Any] = [None, True, False, -5, 1 << 62, -(1 << 62), 2.5, "a\u20ac", b"b", [], (), [1, (2, "x")], ((1,), {})]
+
+
+@pytest.mark.parametrize("value", SOME, ids=repr)
+def test_a_plain_result_comes_as_it_is(value: object, channel: Channel) -> None:
+    """And one of which a byte is missing, or another one is there, as whatever it is, or not at all."""
+    whole = _channel.plain(value)
+    assert whole is not None
+    others = [
+        whole[:-1],
+        whole + b"N",
+        *(whole[:i] + bytes([whole[i] ^ 64]) + whole[i + 1 :] for i in range(len(whole))),
+    ]
+    for payload in (whole, *others):
+        channel.post("unit")
+        channel.send()
+        assert channel.take().claimed
+        channel.worker.answer(0, payload, [])
+        (answer,) = channel.receive()
+        assert (answer.outcome is None) == (answer.payload is not None)
+        if payload == whole:
+            assert answer.outcome == (True, value)
+        elif answer.outcome is not None:
+            assert marshal.dumps(answer.outcome[1], 2) == payload
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"(\x00\x00\x00\x06",
+        b"[\x00\x00\x00\x06",
+        b"[\x41\x00\x00\x00" + b"N" * 65,
+        b"(\x01\x00\x00\x00" * 4 + b"N",
+        b"s\xff\xff\xff\x7f",
+        b"u\xff\xff\xff\xff",
+        b"l\x00\x00\x00\x80",
+        b"l\x06\x00\x00\x00" + bytes(12),
+        b"{N",
+        b"c" + bytes(40),
+        b"r\x00\x00\x00\x00",
+        b"\x00\x00\x00\x00\x00",
+    ],
+)
+def test_nothing_is_believed_of_a_plain_result(payload: bytes, channel: Channel) -> None:
+    """Marshal would: five bytes are enough to make it take gigabytes."""
+    loads = []
+    _on_audit["marshal.loads"] = lambda: loads.append(payload)
+    channel.post("unit")
+    channel.send()
+    assert channel.take().claimed
+    channel.worker.answer(0, payload, [])
+    (answer,) = channel.receive()
+    assert (answer.payload, answer.outcome, loads) == (payload, None, [])
+    _on_audit.clear()
 
 
 def test_a_plain_result_that_makes_no_sense_is_left_as_it_is(channel: Channel) -> None:

@@ -185,6 +185,8 @@ class Unit(_channel.Unit):
         """It applies the function to one argument, a small one that nobody can change."""
         item = self.what[0][0]
         kind = type(item)
+        if kind is int:
+            return int(item).bit_length() < 64
         return kind in NUMBERS or (kind in (str, bytes) and len(item) <= CONSTANT_SIZE)
 
     def pack(self, serializer: Serializer) -> None:

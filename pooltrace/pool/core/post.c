@@ -60,36 +60,52 @@ PyObject *parent_post(parent_t *p, PyObject *const *args, Py_ssize_t n) {
     Py_RETURN_NONE;
 }
 
+/* The arguments of the two below. */
+static bool post_many(parent_t *p, PyObject *const *args, Py_ssize_t *most, struct frame_head *head) {
+    *most = PyLong_AsSsize_t(args[1]);
+    if (*most == -1 && PyErr_Occurred()) return false;
+    long kind = PyLong_AsLong(args[2]);
+    if (kind == -1 && PyErr_Occurred()) return false;
+    head->job = PyLong_AsUnsignedLongLong(args[3]);
+    if (PyErr_Occurred() || !parent_is_open(p)) return false;
+    if (kind < FRAME_APPLY || kind > FRAME_STARMAP) {
+        PyErr_SetString(PyExc_ValueError, "these are no units");
+        return false;
+    }
+    head->kind = (uint8_t)kind;
+    return true;
+}
+
+/* Asked after all that may run Python code (a finalizer, an audit hook), by which a call may have taken the end. */
+static bool may_send(parent_t *p) { return p->page && !parent_is_lent(p) && parent_has_room(p); }
+
 PyObject *parent_post_row(parent_t *p, PyObject *const *args, Py_ssize_t n) {
+    struct frame_head head = {0};
+    Py_ssize_t given = 0, most;
     if (n != 4 || !PyObject_TypeCheck(args[0], &RowType)) return PyErr_Format(PyExc_TypeError, "post_row() takes a row, most, kind, job");
+    if (!post_many(p, args, &most, &head)) return NULL;
     row_t *row = (row_t *)args[0];
-    Py_ssize_t given = 0, most = PyLong_AsSsize_t(args[1]);
-    struct frame_head head = {.kind = (uint8_t)PyLong_AsLong(args[2]), .job = PyLong_AsUnsignedLongLong(args[3])};
-    if (PyErr_Occurred() || !parent_is_open(p)) return NULL;
-    if (parent_is_lent(p)) most = 0;
-    for (; given < most && row->left > 0 && parent_has_room(p); given++) {
+    for (bool sent = true; sent && given < most && row->left > 0 && may_send(p); given += sent) {
         unit_t *unit = row_next(row);
         PyObject *payload = unit ? unit_bytes(unit) : NULL;
         head.generation = row->generation;
         head.unit = row->g;
-        bool sent = payload && send_unit(p, (PyObject *)unit, &head, NULL, payload, NULL);
+        sent = payload && may_send(p) && send_unit(p, (PyObject *)unit, &head, NULL, payload, NULL);
         if (sent) row_advance(row);
         Py_XDECREF(payload);
         Py_XDECREF(unit);
-        if (!sent) break;
     }
     PyErr_Clear(); /* whoever takes the next one sees it, too */
     return PyLong_FromSsize_t(given);
 }
 
 PyObject *parent_post_units(parent_t *p, PyObject *const *args, Py_ssize_t n) {
+    struct frame_head head = {0};
+    Py_ssize_t given = 0, most, length;
     if (n != 4) return PyErr_Format(PyExc_TypeError, "post_units() takes units, most, kind, job");
-    Py_ssize_t given = 0, most = PyLong_AsSsize_t(args[1]), length = PySequence_Size(args[0]);
-    struct frame_head head = {.kind = (uint8_t)PyLong_AsLong(args[2]), .job = PyLong_AsUnsignedLongLong(args[3])};
-    if (PyErr_Occurred() || !parent_is_open(p)) return NULL;
-    if (parent_is_lent(p)) most = 0;
+    if (!post_many(p, args, &most, &head) || (length = PySequence_Size(args[0])) < 0) return NULL;
     PyObject *job = NULL; /* of the first one, and borrowed from it: it stays */
-    for (bool sent = true; sent && given < most && given < length && parent_has_room(p); given += sent) {
+    for (bool sent = true; sent && given < most && given < length && may_send(p); given += sent) {
         PyObject *o = PySequence_GetItem(args[0], given), *payload = NULL;
         unit_t *unit = o && PyObject_TypeCheck(o, &UnitType) ? (unit_t *)o : NULL;
         if (unit && !job) job = unit->job;
@@ -98,7 +114,7 @@ PyObject *parent_post_units(parent_t *p, PyObject *const *args, Py_ssize_t n) {
             head.generation = unit->generation;
             head.unit = unit->g;
         }
-        sent = payload && send_unit(p, o, &head, NULL, payload, NULL);
+        sent = payload && may_send(p) && send_unit(p, o, &head, NULL, payload, NULL);
         Py_XDECREF(payload);
         Py_XDECREF(o);
     }

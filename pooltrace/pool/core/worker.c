@@ -142,11 +142,10 @@ static PyObject *worker_wait(worker_t *w, PyObject *unused) {
     if (w->silent && !w->skipped && results_are_taken(w->page)) w->silent = false; /* it has looked by itself */
     if (w->silent && ring(w, channel_now()) < 0) return NULL;
     uint64_t next = atomic_load_explicit(&w->page->passed, memory_order_relaxed);
-    bool offered;
     Py_BEGIN_ALLOW_THREADS
-    offered = spin_until(&w->spin, &w->page->claim[next % WINDOW], true, claim_word(next, CLAIM_OFFERED));
+    spin_until(&w->spin, &w->page->claim[next % WINDOW], true, claim_word(next, CLAIM_OFFERED));
     Py_END_ALLOW_THREADS
-    if (!offered && PyErr_CheckSignals() < 0) return NULL; /* of one that came while we looked */
+    if (PyErr_CheckSignals() < 0) return NULL; /* of one that came while we looked */
     int some = receiver_fill(&w->in, true);
     return some < 0 ? NULL : PyBool_FromLong(some);
 }
