@@ -283,6 +283,40 @@ def test_an_iterator_may_use_one_object_again(face: Any) -> None:
             assert sorted(results) == [(number, number, number) for number in range(100)]
 
 
+class Tens(tuple[int, ...]):
+    """Its items are not those that it has."""
+
+    def __iter__(self) -> Iterator[int]:
+        return (10 * item for item in super().__iter__())
+
+    def __getitem__(self, key: Any) -> Any:
+        raise KeyError(key)
+
+
+def same_and_equal(a: object, b: object) -> tuple[bool, bool]:
+    return a is b, a == b
+
+
+def twice(text: str) -> list[str]:
+    again = text * 2
+    return [again, again]
+
+
+def test_what_is_mapped_is_what_is_iterated_over(face: Any) -> None:
+    with face(1) as pool:
+        assert pool.map(square, Tens((1, 2, 3))) == [100, 400, 900]
+        assert pool.starmap(pow, [(2, 3), [3, 2]], chunksize=1 << 40) == [8, 9]
+
+
+def test_what_is_one_object_in_an_argument_or_a_result_is_one_afterwards(face: Any) -> None:
+    with face(1) as pool:
+        row = (float("nan"), "text")
+        assert pool.apply(same_and_equal, (row, row)) == (True, True)
+        assert pool.apply(same_and_equal, ("some text",) * 2) == (True, True)
+        a, b = pool.apply(twice, ("some text",))
+        assert a is b
+
+
 def ends(array: Any) -> tuple[int, int, int]:
     return array.nbytes, int(array[0]), int(array[-1])
 

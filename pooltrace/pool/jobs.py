@@ -293,13 +293,17 @@ def kind_of(mapper: object) -> int | None:
 def finite_units(job: Job, items: Iterable[Any], size: int, count: int) -> list[Waiting]:
     """The units of a map whose result expects `count`. An error of the iterable stands for all that are missing."""
     error: BaseException | None = None
-    if not isinstance(items, (tuple, range)):
-        # a list may be changed by the caller while units wait; anything else may be longer or shorter than it said
-        items, error = _consume(items, count * size)
-    whole = min(count, -(-len(items) // size) if error is None else len(items) // size)
+    row: Sequence[Any]
+    if isinstance(items, range) or type(items) is tuple:
+        row = items
+    else:
+        # a list may be changed by the caller while units wait; anything else may be longer or shorter than it said, or
+        # have items of its own (a tuple's subclass)
+        row, error = _consume(items, count * size)
+    whole = min(count, -(-len(row) // size) if error is None else len(row) // size)
     found: list[Waiting] = []
     if whole:
-        found.append(Row(Unit, job, items, size, 0, whole, emit.new_g(whole)))
+        found.append(Row(Unit, job, row, min(size, len(row)), 0, whole, emit.new_g(whole)))
     missing = count - whole
     if missing > 0:
         last = Unit(job, whole, None, emit.new_g())

@@ -1,8 +1,7 @@
 /* Plain values as bytes: constants, and those in a short tuple or list, by marshal, which takes a third of pickle's time.
  *
  * No reducer has a say in them.  They are written as marshal's version 2 does, which remembers no object that it has
- * written: what comes twice in a value is two objects afterwards, which nobody can tell from one but by `is`, since only
- * the whole itself (and the empty dict of a call's keywords) can be changed.  As all of it is small, that costs nothing.
+ * written; so where a string or tuple comes twice in a value, and pickle would make one of it again, it is not plain.
  * The first byte is never 0x80, with which every pickle of protocol 2 or later begins.
  */
 #include "plain.h"
@@ -12,45 +11,64 @@
 
 #define PARTS 64   /* of a tuple or list */
 #define CHARS 4096 /* bytes of all strings in a value */
+#define SHARED 16  /* strings and tuples in a value that somebody else has, too */
 #define DIGITS 5   /* marshal's, of 15 bits: of a number of 64 bits */
 enum { VERSION = 2 };
 
-/* *left: bytes that strings may still have. */
-static bool is_constant(PyObject *o, Py_ssize_t *left) {
+struct looked {
+    Py_ssize_t left; /* bytes that strings may still have */
+    int n;           /* objects that may come again */
+    PyObject *seen[SHARED];
+};
+
+/* Whether this string or tuple is there for the first time.  Nobody else has it: then it is. */
+static bool is_first(PyObject *o, struct looked *l) {
+    if (Py_REFCNT(o) == 1) return true;
+    for (int i = 0; i < l->n; i++)
+        if (l->seen[i] == o) return false;
+    if (l->n == SHARED) return false; /* or it would take too long to find out */
+    l->seen[l->n++] = o;
+    return true;
+}
+
+static bool is_constant(PyObject *o, struct looked *l) {
     if (o == Py_None || PyFloat_CheckExact(o) || PyBool_Check(o)) return true;
     if (PyLong_CheckExact(o)) {
         int overflow;
         (void)PyLong_AsLongLongAndOverflow(o, &overflow);
         return overflow == 0;
     }
-    if (PyUnicode_CheckExact(o)) *left -= PyUnicode_GET_LENGTH(o) * (Py_ssize_t)PyUnicode_KIND(o);
-    else if (PyBytes_CheckExact(o)) *left -= PyBytes_GET_SIZE(o);
-    else return false;
-    return *left >= 0;
+    Py_ssize_t length = -1;
+    if (PyUnicode_CheckExact(o)) length = PyUnicode_GET_LENGTH(o), l->left -= length * (Py_ssize_t)PyUnicode_KIND(o);
+    else if (PyBytes_CheckExact(o)) length = PyBytes_GET_SIZE(o), l->left -= length;
+    return length >= 0 && l->left >= 0 && (length == 0 || is_first(o, l));
 }
 
 /* All parts are constants, or, if they may be `deep`, tuples of constants. */
-static bool are_plain(PyObject *const *parts, Py_ssize_t n, bool deep, Py_ssize_t *left) {
+static bool are_plain(PyObject *const *parts, Py_ssize_t n, bool deep, struct looked *l) {
     if (n > PARTS) return false;
     for (Py_ssize_t i = 0; i < n; i++) {
         PyObject *o = parts[i];
-        if (is_constant(o, left)) continue;
-        if (!deep || !PyTuple_CheckExact(o) || !are_plain(((PyTupleObject *)o)->ob_item, PyTuple_GET_SIZE(o), false, left)) return false;
+        if (is_constant(o, l)) continue;
+        if (!deep || !PyTuple_CheckExact(o) || (PyTuple_GET_SIZE(o) > 0 && !is_first(o, l))) return false;
+        if (!are_plain(((PyTupleObject *)o)->ob_item, PyTuple_GET_SIZE(o), false, l)) return false;
     }
     return true;
 }
 
 static bool is_plain(PyObject *o) {
-    Py_ssize_t left = CHARS;
-    if (PyList_CheckExact(o)) return are_plain(((PyListObject *)o)->ob_item, PyList_GET_SIZE(o), true, &left);
-    if (!PyTuple_CheckExact(o)) return is_constant(o, &left);
+    struct looked l;
+    l.left = CHARS;
+    l.n = 0;
+    if (PyList_CheckExact(o)) return are_plain(((PyListObject *)o)->ob_item, PyList_GET_SIZE(o), true, &l);
+    if (!PyTuple_CheckExact(o)) return is_constant(o, &l);
     PyObject **parts = ((PyTupleObject *)o)->ob_item;
     Py_ssize_t n = PyTuple_GET_SIZE(o);
     if (n == 2 && PyTuple_CheckExact(parts[0]) && PyDict_CheckExact(parts[1]) && PyDict_GET_SIZE(parts[1]) == 0) { /* a call */
         parts = ((PyTupleObject *)parts[0])->ob_item;
         n = PyTuple_GET_SIZE(PyTuple_GET_ITEM(o, 0));
     }
-    return are_plain(parts, n, true, &left);
+    return are_plain(parts, n, true, &l);
 }
 
 PyObject *plain_dumps(PyObject *o) {
