@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import threading
@@ -28,7 +29,7 @@ from pooltrace.pool.engine import Engine
 from pooltrace.pool.pool import StdPool
 from pooltrace.pool.slots import Slot
 from pooltrace.tracer import session
-from pooltrace.tracer.gate import Gate
+from pooltrace.tracer._core import Gate
 
 Judge = Callable[[str | os.PathLike[str]], order.Summary]
 
@@ -143,7 +144,6 @@ class Leaving(Gate):
     """Does something when it is left for the first time, as a signal's handler may."""
 
     def __init__(self, action: Callable[[], object]) -> None:
-        super().__init__()
         self._actions = [action]
 
     def __exit__(self, *details: object) -> None:
@@ -294,13 +294,13 @@ def test_a_handler_that_calls_again_amid_a_call(
 
 
 class Raiser:
-    """Raises at the `at`-th bytecode instruction of ours that is executed, as a signal's handler may."""
+    """Raises at the `at`-th bytecode instruction that is executed of ours, or for us, as a signal's handler may."""
 
     def __init__(self, at: int) -> None:
         self.left = at
 
     def __call__(self, frame: FrameType, event: str, arg: object) -> Any:
-        if "/pooltrace/pool/" not in frame.f_code.co_filename:
+        if not re.search("/pooltrace/(pool|tracer)/|/threading.py$|/contextlib.py$", frame.f_code.co_filename):
             return None
         frame.f_trace_opcodes = True
         if event == "opcode":
@@ -336,6 +336,7 @@ def test_a_call_that_is_interrupted_at_any_instruction(called: list[Slot]) -> No
         pool.join()
     assert at > 300
     assert called
+    assert session.begins.inside == 0
 
 
 def test_the_users_pickling_may_use_the_pool(called: list[Slot], tmp_path: Path, judge: Judge) -> None:

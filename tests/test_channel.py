@@ -27,7 +27,7 @@ import pytest
 from pooltrace.pool import _channel
 from pooltrace.pool._channel import Answer, Frame, ParentEnd, WorkerEnd
 from pooltrace.pool.descriptors import shared_memory
-from pooltrace.tracer.gate import Gate
+from pooltrace.tracer._core import Gate
 
 NEVER = 10**15  # ns
 FRAME = struct.calcsize("=BBHI6Q")  # bytes of the head of a frame
@@ -829,7 +829,6 @@ class Gated(Gate):
     """What is done before a call has the end."""
 
     def __init__(self, action: Callable[[], object] = lambda: None) -> None:
-        super().__init__()
         self._action = action
 
     def __enter__(self) -> None:

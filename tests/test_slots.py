@@ -20,7 +20,7 @@ from test_truth import pool_of
 import pooltrace
 from pooltrace.format import order
 from pooltrace.tracer import arena, emit, session
-from pooltrace.tracer.gate import Gate
+from pooltrace.tracer._core import Gate
 
 Judge = Callable[[str | os.PathLike[str]], order.Summary]
 START_UP = "pooltrace.pool.worker.main"
@@ -37,15 +37,8 @@ class Told(Gate):
     """A gate that tells when somebody has to wait at it."""
 
     def __init__(self) -> None:
-        super().__init__()
-        event = self.event = threading.Event()
-
-        class Condition(threading.Condition):
-            def wait(self, timeout: float | None = None) -> bool:
-                event.set()
-                return super().wait(timeout)
-
-        self._cond = Condition()
+        self.event = threading.Event()
+        self.on_wait = self.event.set
 
 
 @pytest.fixture
@@ -245,7 +238,8 @@ def test_a_start_that_is_interrupted_while_it_waits_leaves_nothing(begins: Told)
         thread.join()
         signal.signal(signal.SIGUSR1, old)
     assert arena._users == before
-    with begins, begins.closed(0.0):  # nobody is inside, and it is open
+    assert (begins.inside, begins.is_mine) == (0, False)
+    with begins:  # it is open
         pass
     pooltrace.start(Nowhere())
     pooltrace.stop()

@@ -58,7 +58,6 @@ from typing import Any
 
 from pooltrace.errors import InternalError, MisuseError
 from pooltrace.tracer import _core, arena, machine
-from pooltrace.tracer.gate import Gate
 from pooltrace.tracer.sink import Sink, Writable
 
 _log = logging.getLogger("pooltrace")
@@ -93,7 +92,7 @@ class _State:
 _state = _State()
 
 
-begins = Gate()
+begins = _core.Gate()
 """What may begin in a worker passes here.  Get it by this name, a forked child has its own."""
 
 
@@ -148,7 +147,9 @@ def start_trace(
         caller = _core.frame(*_core.stack().frames[-1])
     arena.acquire(required=True)
     try:
-        with begins.closed(_HOLD):
+        nested = begins.is_mine
+        try:
+            begins.close(_HOLD)
             with _state.lock:
                 sources = list(_state.sources)
             units = [unit for source in sources for unit in source()]
@@ -160,6 +161,9 @@ def start_trace(
                 _state.last_reader = None
                 _state.error = None
                 _state.summary = None
+        finally:
+            if not nested:
+                begins.open()
     except BaseException:
         arena.release()
         raise
@@ -449,7 +453,7 @@ def summary() -> dict[str, Any] | None:
 def _after_fork_in_child() -> None:
     global _state, begins
     _state = _State()
-    begins = Gate()
+    begins = _core.Gate()
     atexit.unregister(_stop_at_exit)
 
 

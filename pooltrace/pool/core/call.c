@@ -99,7 +99,7 @@ static int call(parent_t *p, PyObject *const *args, PyObject *gate, PyObject *li
     return await_answer(p, list, seq, all, mine);
 }
 
-/* The gate's Python code runs before the end is lent. */
+/* The gate is entered before the end is lent: that may wait. */
 PyObject *parent_call(parent_t *p, PyObject *const *args, Py_ssize_t n) {
     if (n != 11) return PyErr_Format(PyExc_TypeError, "call() takes 11 arguments, not %zd", n);
     PyObject *gate = args[9], *answer = NULL, *entered = NULL, *list = PyList_New(0);

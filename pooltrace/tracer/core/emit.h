@@ -8,6 +8,7 @@
 #include "writer.h"
 
 extern PyTypeObject TicketType;
+extern PyTypeObject GateType; /* gate.c */
 extern PyMethodDef thread_methods[], unit_methods[];
 
 extern int in_emit; /* GIL: tables are emptied only between emits */

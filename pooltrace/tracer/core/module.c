@@ -353,7 +353,7 @@ PyMODINIT_FUNC PyInit__core(void) {
     if (intern_init() < 0 || PyType_Ready(&TicketType) < 0) return NULL;
     PyObject *m = PyModule_Create(&module);
     if (!m) return NULL;
-    if (PyModule_AddFunctions(m, thread_methods) < 0 || PyModule_AddFunctions(m, unit_methods) < 0 || add_events(m) < 0 ||
+    if (PyModule_AddType(m, &GateType) < 0 || PyModule_AddFunctions(m, thread_methods) < 0 || PyModule_AddFunctions(m, unit_methods) < 0 || add_events(m) < 0 ||
         PyModule_AddIntConstant(m, "REGION", REGION_USER) < 0 || PyModule_AddIntConstant(m, "PHASE", REGION_PHASE) < 0 ||
         PyModule_AddIntConstant(m, "ITEM", REGION_ITEM) < 0 || PyModule_AddIntConstant(m, "MAX_STRING", PT_STRING_MAX) < 0 ||
         PyModule_AddIntConstant(m, "MAX_FRAMES", PT_FRAMES_MAX) < 0 || PyModule_AddObjectRef(m, "Stack", (PyObject *)&StackType) < 0 ||
