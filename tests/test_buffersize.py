@@ -197,11 +197,16 @@ def test_a_result_that_is_taken_before_it_is_counted(call: str, count: int) -> N
         results._length = count
 
 
-def test_who_is_interrupted_while_it_makes_room_may_make_it_again() -> None:
-    """As a signal's handler does that closes the pool."""
+def test_room_that_is_made_again_is_room() -> None:
+    """As by a signal's handler that closes the pool while its own thread makes room."""
     room = Room()
-    with room._cond:
-        room.set()
+    thread = threading.Thread(target=room.wait)
+    thread.start()
+    while not room._waiters:
+        pass
+    room.set()
+    room.set()
+    thread.join()
     assert room.is_set()
     room.wait()
     room.clear()

@@ -14,6 +14,7 @@ import pytest
 from pooltrace import trace
 from pooltrace.errors import MisuseError
 from pooltrace.format import order
+from pooltrace.pool import waits
 from pooltrace.pool.waits import Condition, Event
 from pooltrace.tracer import emit, session
 
@@ -56,7 +57,7 @@ def wakings(path: Path) -> tuple[int, Counter[bool]]:
 def test_a_wait_that_times_out(switched: bool, tmp_path: Path, judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
     path, event = tmp_path / "t.trace", Event("test")
     if switched:
-        after(monkeypatch, event, session.advance)
+        after(monkeypatch, session.advance)
     with trace(path, period=3600.0):
         for _ in range(3):
             in_thread(lambda: event.wait(0.0))
@@ -66,23 +67,18 @@ def test_a_wait_that_times_out(switched: bool, tmp_path: Path, judge: Judge, mon
     assert wakings(path) == (3, Counter({True: 3}))
 
 
-def after(monkeypatch: pytest.MonkeyPatch, event: Any, call: Callable[[], object]) -> None:
-    """Calls something when the wait is over and the waiter does not know yet: the lock is free then."""
-    cond = event._cond
-    wait = cond.wait
+def after(monkeypatch: pytest.MonkeyPatch, call: Callable[[], object]) -> None:
+    """Calls something when the wait is over and the waiter does not know yet."""
+    wait = waits._Waiter.wait
 
-    def lying(timeout: float | None = None) -> bool:
-        found: bool = wait(0.0)
-        cond.release()
-        try:
-            thread = threading.Thread(target=call)
-            thread.start()
-            thread.join()
-        finally:
-            cond.acquire()
+    def lying(waiter: Any, timeout: float | None = None) -> bool:
+        found = wait(waiter, 0.0)
+        thread = threading.Thread(target=call)
+        thread.start()
+        thread.join()
         return found
 
-    monkeypatch.setattr(cond, "wait", lying)
+    monkeypatch.setattr(waits._Waiter, "wait", lying)
 
 
 @pytest.mark.parametrize("switched", ["not", "before", "between"])
@@ -99,7 +95,7 @@ def test_time_is_up_at_the_instant_of_the_waking(
         if switched == "between":
             assert session.advance()
 
-    after(monkeypatch, event, wake)
+    after(monkeypatch, wake)
     with trace(path, period=3600.0):
         in_thread(lambda: event.wait(0.0))
     judge(path)
@@ -110,10 +106,10 @@ def test_a_wait_that_is_interrupted(tmp_path: Path, judge: Judge, monkeypatch: p
     """The waker who comes later has nothing to write, in this generation or in the next."""
     path, event = tmp_path / "t.trace", Event("test")
 
-    def interrupted(timeout: float | None = None) -> bool:
+    def interrupted(waiter: Any, timeout: float | None = None) -> bool:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(event._cond, "wait", interrupted)
+    monkeypatch.setattr(waits._Waiter, "wait", interrupted)
     with trace(path, period=3600.0):
         for _ in range(2):
             with pytest.raises(KeyboardInterrupt):
@@ -141,7 +137,7 @@ def test_a_condition_wakes_in_order(tmp_path: Path, judge: Judge) -> None:
             waiting = 0
             while waiting <= number:
                 with cond:
-                    waiting = len(cond._tickets)
+                    waiting = len(cond._waiters)
         with cond:
             cond.notify()
         threads[0].join()
@@ -157,19 +153,108 @@ def test_a_condition_wakes_in_order(tmp_path: Path, judge: Judge) -> None:
     assert wakings(path) == (5, Counter({False: 4, True: 1}))
 
 
-def test_what_comes_before_the_lock_is_taken_is_not_waited_for(tmp_path: Path, judge: Judge) -> None:
-    path, event = tmp_path / "t.trace", Event("test")
+def test_what_comes_before_the_wait_is_not_waited_for(
+    tmp_path: Path, judge: Judge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before its GoBlock, or between that and the last look."""
+    path, enter, made = tmp_path / "t.trace", emit.enter, waits._Waiter.__init__
 
-    class Late(threading.Condition):
-        def __enter__(self) -> bool:
-            event._flag = True  # the waker was a little faster
-            return super().__enter__()
+    def entered() -> bool:
+        early.set()
+        return enter()
 
-    event._cond = Late(threading.Lock())
+    def making(waiter: Any, ticket: emit.Ticket | None) -> None:
+        made(waiter, ticket)
+        late.set()
+
+    early, late = Event("test"), Event("test")
     with trace(path):
-        in_thread(event.wait)
+        with monkeypatch.context() as patched:
+            patched.setattr(emit, "enter", entered)
+            in_thread(early.wait)
+        monkeypatch.setattr(waits._Waiter, "__init__", making)
+        in_thread(late.wait)
     judge(path)
-    assert wakings(path) == (0, Counter())
+    assert wakings(path) == (1, Counter({True: 1}))
+    assert not early._waiters
+    assert not late._waiters
+
+
+def test_whoever_sets_an_event_again_wakes_those_whom_it_did_not_wake(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was interrupted amid that."""
+    event, wake = Event("test"), waits._Waiter.wake
+    threads = [threading.Thread(target=event.wait) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    while len(event._waiters) < 3:
+        pass
+    woken: list[Any] = []
+
+    def interrupted(waiter: Any) -> None:
+        if woken:
+            raise KeyboardInterrupt
+        woken.append(waiter)
+        wake(waiter)
+
+    monkeypatch.setattr(waits._Waiter, "wake", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        event.set()
+    monkeypatch.setattr(waits._Waiter, "wake", wake)
+    event.set()
+    for thread in threads:
+        thread.join()
+
+
+def test_a_condition_is_let_go_as_often_as_it_was_taken() -> None:
+    """By a handler, say, that came within its lock."""
+    cond = Condition("test")
+
+    def wake() -> None:
+        with cond:
+            cond.notify_all()
+
+    thread = threading.Thread(target=wake)
+    with cond, cond:
+        thread.start()
+        assert cond.wait()
+        assert not cond.wait(0.0)
+    thread.join()
+    in_thread(wake)  # it is free
+
+
+@pytest.mark.parametrize("at", ["release", "wait", "reacquire"])
+def test_a_condition_whose_wait_is_interrupted_is_held(at: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The `with` around it lets it go, and nobody is woken in its place."""
+
+    class Interrupting(Condition):
+        def _release_save(self) -> Any:
+            state = super()._release_save()  # type: ignore[misc]
+            if at == "release":
+                raise KeyboardInterrupt
+            return state
+
+        def _acquire_restore(self, state: Any) -> None:
+            super()._acquire_restore(state)  # type: ignore[misc]
+            if at == "reacquire":
+                raise KeyboardInterrupt
+
+    cond = Interrupting("test")
+    if at == "wait":
+
+        def interrupted(waiter: Any, timeout: float | None = None) -> bool:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(waits._Waiter, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt), cond:
+        cond.wait(0.0)
+    monkeypatch.undo()
+    assert not cond._waiters
+
+    def taken_and_given_back() -> None:
+        assert cond.acquire(timeout=60.0)
+        cond.release()
+
+    in_thread(taken_and_given_back)
 
 
 def test_the_one_who_would_wake_must_not_wait() -> None:

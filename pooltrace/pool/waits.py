@@ -1,25 +1,88 @@
 """Waits: the event and the condition of the stock results, so that a thread that waits for one is seen in the trace;
 and what wakes a thread that sleeps in a selector.
 
-A wait is a GoBlock, written under the wait's own lock after the last check that it must wait, and exactly one
-GoUnblock, by the waker under the same lock or, if that never came, by the waiter itself. Knows neither pools nor
-results.
+A wait is a GoBlock, and exactly one GoUnblock, by the waker or, if that never came, by the waiter itself. Knows neither
+pools nor results.
+
+A signal's handler may raise anywhere in Python code, also between the taking of a lock by a method and the `with` that
+would give it back, and whoever sets an event next would wait for ever. So events and rooms have no lock (a waiter is in
+the list before it looks at the flag, whoever sets the flag looks at the list afterwards), and a condition is itself a
+lock of C's.
 """
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import itertools
 import socket
 import threading
 from collections import deque
 from collections.abc import Callable
+from typing import Any, cast
 
 from pooltrace.errors import MisuseError
 from pooltrace.tracer import emit
 
 
-class Event:
+class _Waiter:
+    """One wait of a thread, which is woken once."""
+
+    __slots__ = ("_lock", "_ticket")
+
+    def __init__(self, ticket: emit.Ticket | None = None) -> None:
+        self._ticket = ticket
+        self._lock = _thread.allocate_lock()
+        self._lock.acquire()
+
+    def wait(self, timeout: float | None) -> bool:
+        """Whether it was woken in that time."""
+        if timeout is None:
+            return self._lock.acquire()
+        return self._lock.acquire(True, timeout) if timeout > 0 else self._lock.acquire(False)
+
+    def wake(self) -> None:
+        """Any thread, and again."""
+        emit.go_unblock(self._ticket, None)
+        with contextlib.suppress(RuntimeError):  # it was woken before
+            self._lock.release()
+
+
+class _Flag:
+    def __init__(self) -> None:
+        self._flag = False
+        self._waiters: deque[_Waiter] = deque()  # each adds itself, and takes itself away
+
+    def is_set(self) -> bool:
+        return self._flag
+
+    def set(self) -> None:
+        self._flag = True
+        for waiter in tuple(self._waiters):
+            waiter.wake()
+
+    def _wait(self, waiter: _Waiter, timeout: float | None) -> None:
+        try:
+            self._waiters.append(waiter)
+            if not self._flag:
+                waiter.wait(timeout)
+        finally:
+            with contextlib.suppress(ValueError):  # it did not come that far
+                self._waiters.remove(waiter)
+
+
+class Room(_Flag):
+    """Like threading.Event."""
+
+    def clear(self) -> None:
+        self._flag = False
+
+    def wait(self) -> None:
+        while not self._flag:
+            self._wait(_Waiter(), None)
+
+
+class Event(_Flag):
     """Like threading.Event. `reason` is what the trace says of a thread that waits for it.
 
     `before` is called by `set` before anybody is woken; `thread` is the one that would set it, which therefore must not
@@ -29,27 +92,17 @@ class Event:
     def __init__(
         self, reason: str, before: Callable[[], object] | None = None, thread: threading.Thread | None = None
     ) -> None:
+        super().__init__()
         self._reason = reason
         self._before = before
         self._thread = thread
-        self._cond = threading.Condition(threading.Lock())
-        self._flag = False  # under _cond
-        self._tickets: list[emit.Ticket] = []  # under _cond
-
-    def is_set(self) -> bool:
-        return self._flag
 
     def set(self) -> None:
         before, self._before = self._before, None
         if before is not None:
             before()
         self._thread = None
-        with self._cond:
-            self._flag = True
-            for ticket in self._tickets:
-                emit.go_unblock(ticket, None)
-            self._tickets.clear()
-            self._cond.notify_all()
+        super().set()
 
     def wait(self, timeout: float | None = None) -> bool:
         if self._flag:
@@ -59,77 +112,49 @@ class Event:
                 "a callback waits for a result of its own pool, which cannot come before the callback returns"
             )
         emit.enter()
-        try:
-            return self._wait(timeout)
-        finally:
-            emit.leave()
-
-    def _wait(self, timeout: float | None) -> bool:
         ticket: emit.Ticket | None = None
         try:
-            with self._cond:
-                if not self._flag:
-                    ticket = emit.go_block(self._reason, emit.stack(2)) if emit.enabled() else None
-                    if ticket is not None:
-                        self._tickets.append(ticket)
-                    try:
-                        self._cond.wait(timeout)
-                    finally:
-                        if ticket in self._tickets:
-                            self._tickets.remove(ticket)
-                return self._flag
+            if not self._flag:
+                ticket = emit.go_block(self._reason, emit.stack(1)) if emit.enabled() else None
+                self._wait(_Waiter(ticket), timeout)
+            return self._flag
         finally:
             emit.go_resume(ticket)
+            emit.leave()
 
 
-class Condition(threading.Condition):
+class Condition(_thread.RLock):  # type: ignore[misc]  # it is one that can be derived from
     """A threading.Condition whose waits are seen in the trace. Waiters are woken in the order in which they came."""
 
     def __init__(self, reason: str) -> None:
-        super().__init__(threading.Lock())
+        super().__init__()
         self._reason = reason
-        self._tickets: deque[emit.Ticket | None] = deque()  # under the lock
+        self._waiters: deque[_Waiter] = deque()  # under the lock
 
     def wait(self, timeout: float | None = None) -> bool:
         emit.enter()
         ticket = emit.go_block(self._reason, emit.stack(1)) if emit.enabled() else None
-        self._tickets.append(ticket)
+        waiter, lock, state = _Waiter(ticket), cast(Any, self), None
+        self._waiters.append(waiter)
         try:
-            return super().wait(timeout)
+            state = lock._release_save()
+            return waiter.wait(timeout)
         finally:
-            if ticket in self._tickets:
-                self._tickets.remove(ticket)
-            emit.go_resume(ticket)
-            emit.leave()
+            try:
+                if not lock._is_owned():
+                    lock.acquire() if state is None else lock._acquire_restore(state)
+            finally:
+                if waiter in self._waiters:
+                    self._waiters.remove(waiter)
+                emit.go_resume(ticket)
+                emit.leave()
 
     def notify(self, n: int = 1) -> None:
-        for _ in range(min(n, len(self._tickets))):
-            emit.go_unblock(self._tickets.popleft(), None)
-        super().notify(n)
+        for _ in range(min(n, len(self._waiters))):
+            self._waiters.popleft().wake()
 
-
-class Room:
-    """Like threading.Event; a signal's handler may set it while its own thread does."""
-
-    def __init__(self) -> None:
-        self._cond = threading.Condition()  # of an RLock
-        self._flag = False  # under _cond
-
-    def is_set(self) -> bool:
-        return self._flag
-
-    def set(self) -> None:
-        with self._cond:
-            self._flag = True
-            self._cond.notify_all()
-
-    def clear(self) -> None:
-        with self._cond:
-            self._flag = False
-
-    def wait(self) -> None:
-        with self._cond:
-            self._cond.wait_for(self.is_set)
+    def notify_all(self) -> None:
+        self.notify(len(self._waiters))
 
 
 class Waker:
