@@ -11,8 +11,7 @@ import pytest
 from faults import Fifos, identity, square
 from test_pool import FACES
 
-from pooltrace.pool import _channel
-from pooltrace.pool.jobs import Job, Unit
+from pooltrace.pool.jobs import is_small_constant
 from pooltrace.pool.pool import StdPool
 from pooltrace.pool.results import deliver
 from pooltrace.pool.waits import Room
@@ -24,9 +23,8 @@ OTHER = (1 << 63, -(1 << 2000), "x" * 1025, b"x" * 1025, 1j, (1,), [], {}, type(
 
 def test_only_what_is_small_and_cannot_change_is_left_for_later() -> None:
     """Anything else is packed by the feeder: it counts as what it is, and its owner may change it afterwards."""
-    job = Job(1, _channel.APPLY, square)
     for items, expected in ((SMALL, True), (OTHER, False)):
-        assert [Unit(job, 0, ((item,), {}), 1).is_constant() for item in items] == [expected] * len(items)
+        assert [is_small_constant(item) for item in items] == [expected] * len(items)
 
 
 class Source:

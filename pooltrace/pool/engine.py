@@ -290,22 +290,22 @@ class Engine:
             emit.region_begin(emit.PHASE, 0, "unpickle", None)
         family = self.serializer.family
         for answer in answers:
-            if answer.kind == _channel.RESULT:
-                unit = answer.unit
+            kind, _, unit, _, _, _, outcome = answer
+            if kind == _channel.RESULT:
                 if unit.job is not job:
                     job = unit.job
                     some = jobs.setdefault(job, [])
-                some.append((unit.index, answer.outcome or results.outcome(family, answer)))
-            elif answer.kind == _channel.READY:
+                some.append((unit.index, outcome or results.outcome(family, answer)))
+            elif kind == _channel.READY:
                 slot.ready = True
                 self._failures = 0
-            elif answer.kind == _channel.START_FAILED:
+            elif kind == _channel.START_FAILED:
                 slot.start_error = results.load_error(answer)
         if traced:
             emit.region_end()
         if jobs:
             self._idle_deaths = 0
-            slot.answered_all([answer for answer in answers if answer.kind == _channel.RESULT])
+            slot.answered_all([(unit, ns) for kind, _, unit, ns, _, _, _ in answers if kind == _channel.RESULT])
         answers.clear()
         for job, some in jobs.items():
             self._complete(job, some)

@@ -179,18 +179,23 @@ class TaskQueue:
 
         What it yields is pickled before it is asked for more: it may use the same object again.
         """
-        index = -1
+        index, free = -1, 0
         try:
             iterator = iter(items)
-            while job.has_room():
+            while (free > 0 and not job.over) or job.has_room():
+                free = free - 1 if free > 0 else job.free() - 1
                 try:
                     item = next(iterator)
                 except StopIteration:
                     break
                 index += 1
-                # a chunk is the stock generator's (function, items)
-                unit = Unit(job, index, item[1] if chunked else ((item,), {}), emit.new_g())
-                self._feed_one(job, unit, stack, not chunked and unit.is_constant())
+                if chunked:  # it is the stock generator's (function, items)
+                    unit, ready = Unit(job, index, item[1], emit.new_g()), False
+                else:
+                    unit, ready = Unit(job, index, ((item,), {}), emit.new_g()), jobs.is_small_constant(item)
+                self._feed_one(job, unit, stack, ready)
+                if not ready:
+                    free = 0
                 del item, unit
             if job.over:
                 return

@@ -109,6 +109,10 @@ class Job:
                 room.wait()
         return not self.over
 
+    def free(self) -> int:
+        """How many units may be fed, if they have no size, before it has to be asked again. Feeder's thread."""
+        return 1 if self.may_feed is not None else max(1, AHEAD - (self.fed - self.sent))
+
     def unqueued(self, count: int, size: int) -> None:
         """So many units, of so many bytes, wait no longer. Dispatcher's thread."""
         self.sent += count
@@ -129,6 +133,14 @@ class Job:
         self.function = self._blob = None
         if self.room is not None:
             self.room.set()
+
+
+def is_small_constant(value: Any) -> bool:
+    """Nobody can change it, and it counts for nothing."""
+    kind = type(value)
+    if kind is int:
+        return int(value).bit_length() < 64
+    return kind in NUMBERS or (kind in (str, bytes) and len(value) <= CONSTANT_SIZE)
 
 
 def short(value: object) -> str:
@@ -180,14 +192,6 @@ class Unit(_channel.Unit):
             return what[self.span[0] : self.span[0] + 1]  # type: ignore[no-any-return]
         row = what[0] if self.job.kind == _channel.APPLY else what
         return row[:1] if type(row) in (tuple, list) else ()
-
-    def is_constant(self) -> bool:
-        """It applies the function to one argument, a small one that nobody can change."""
-        item = self.what[0][0]
-        kind = type(item)
-        if kind is int:
-            return int(item).bit_length() < 64
-        return kind in NUMBERS or (kind in (str, bytes) and len(item) <= CONSTANT_SIZE)
 
     def pack(self, serializer: Serializer) -> None:
         """Pickles now, buffers too: who made the arguments may change them next. Raises what pickling raises."""

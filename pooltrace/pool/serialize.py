@@ -26,7 +26,7 @@ import pickle
 import sys
 from collections.abc import Callable, Sequence
 from types import BuiltinFunctionType, CellType, FunctionType, ModuleType, NoneType, SimpleNamespace
-from typing import Any
+from typing import Any, TypeGuard
 
 from pooltrace.pool import _channel
 
@@ -144,8 +144,8 @@ class Serializer:
         return pickle.loads(data, buffers=buffers)
 
 
-def is_plain(data: Buffer | None) -> bool:
-    """Whether no pickler made this."""
+def is_plain(data: Buffer | None) -> TypeGuard[Buffer]:
+    """Whether no pickler made this, but marshal."""
     return data is not None and data[0] != _channel.PICKLE
 
 

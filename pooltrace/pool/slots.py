@@ -333,16 +333,16 @@ class Slot:
         if self.process is not None:
             self.process.kill()
 
-    def answered_all(self, answers: list[Answer]) -> None:
-        """These units have their answers."""
-        last = answers[-1].unit
+    def answered_all(self, answers: list[tuple[Unit, int]]) -> None:
+        """These units have their answers, after so many ns."""
+        last = answers[-1][0]
         self.last = (last.g, last.job)
-        first = answers[0].unit.job
+        first = answers[0][0].job
         if first is last.job and len(answers) > 1:  # and so, most likely, are those between
-            first.took(sum([answer.ns for answer in answers]) // len(answers))
+            first.took(sum([ns for _, ns in answers]) // len(answers))
         else:
-            for answer in answers:
-                answer.unit.job.took(answer.ns)
+            for unit, ns in answers:
+                unit.job.took(ns)
 
     def take_back(self, most: int) -> list[Unit]:
         """The newest units that have not begun, in their order; the oldest one stays."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import importlib
+import marshal
 import os
 import re
 import select
@@ -241,8 +242,9 @@ class _Worker:
         return self._functions.get(frame.job)
 
     def _unit(self, frame: Frame) -> None:
-        function = self._remember(frame)
-        emit.unit_begin(frame.unit, frame.generation, function.stack if function else None)
+        _, given, generation, unit, job, _, payload, _, _ = frame
+        function = self._remember(frame) if given or payload is None else self._functions.get(job)
+        emit.unit_begin(unit, generation, function.stack if function else None)
         flags, payload, buffers = self._answer(frame, function)
         emit.region_begin(emit.PHASE, 0, "send", _STACK)
         self._end.answer(flags, payload, buffers)
@@ -282,17 +284,18 @@ class _Worker:
         return failed, payload, buffers
 
     def _call(self, frame: Frame, known: _Function | None) -> Any:
+        kind, _, _, _, _, _, payload, _, _ = frame
         if known is None:
-            lost = frame.payload is None
+            lost = payload is None
             raise MemoryError("no memory for what was sent") if lost else InternalError("no function came with a unit")
-        if known.loaded is not None and is_plain(frame.payload):
-            function, what = known.load(), Serializer.loads(frame.payload, frame.buffers)
+        if known.loaded is not None and is_plain(payload):
+            function, what = known.load(), marshal.loads(payload)
         else:
             function, what = self._unpickle(frame, known)
         try:
             self._in_user_code = True
-            if frame.kind != _channel.APPLY:
-                star = int(frame.kind == _channel.STARMAP)
+            if kind != _channel.APPLY:
+                star = int(kind == _channel.STARMAP)
                 return emit.run_chunk(function, what, star, known.task, known.name, known.stack)
             args, kwds = what
             emit.region_begin(emit.ITEM, known.task, known.name, known.stack)
