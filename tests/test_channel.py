@@ -342,11 +342,15 @@ def test_many_more_units_than_there_are_words(channel: Channel) -> None:
     assert [answer.unit for answer in answers] == list(range(len(answers)))
 
 
-def test_no_unit_is_kept_alive(channel: Channel) -> None:
-    class Unit:
+@pytest.mark.parametrize("plain", [False, True])
+def test_no_unit_is_kept_alive(plain: bool, channel: Channel) -> None:
+    class Weak(_channel.Unit):
         pass
 
-    units = [Unit() for _ in range(4)]
+    class Other:
+        pass
+
+    units: list[Any] = [Weak("job", number, (), 1) if plain else Other() for number in range(4)]
     gone = [weakref.ref(unit) for unit in units]
     for unit in units:
         channel.post(unit)
@@ -422,11 +426,9 @@ def test_a_row_is_posted_as_its_units_would_be(channel: Channel) -> None:
         assert frame[:5] == (_channel.MAP, 0, 5, unit.g, 9)
         assert marshal.loads(frame.payload or b"") == unit.payload()
         channel.worker.answer(0, _channel.plain([unit.index]) or b"", [])
-    answers = channel.receive()
-    assert [(answer.unit, answer.payload, answer.outcome) for answer in answers] == [
-        (units[0], None, (True, [0])),
-        (units[1], None, (True, [1])),
-    ]
+    (answer,) = channel.receive()
+    assert (answer.kind, answer.unit, answer.payload) == (_channel.RESULTS, units[1], None)
+    assert answer.outcome == [(0, (True, [0])), (1, (True, [1]))]
 
 
 def test_a_row_is_posted_up_to_what_is_not_plain(channel: Channel) -> None:
@@ -553,6 +555,33 @@ def test_a_row_that_promises_more_than_there_is(channel: Channel) -> None:
     assert channel.parent.post_row(row, 3, _channel.MAP, 9) == 0
     with pytest.raises(TypeError):
         row.take()
+
+
+def test_plain_results_of_one_job_come_together(channel: Channel) -> None:
+    """In their order, as far as they come one after the other; how long they took is the mean."""
+    units = [*units_of((0,), (1,)), *units_of((0,), job="another"), *units_of((0,), (1,), (2,), (3,))]
+    assert sum(channel.parent.post_units(units[i:j], 9, _channel.MAP, 9) for i, j in ((0, 2), (2, 3), (3, 7))) == 7
+    channel.post("no unit of theirs")
+    channel.send()
+    results = [b"N", b"T", b"F", b"\x80N", b"N", b"T", b"x", b"N"]
+    times = [10**6, 3 * 10**6, 5 * 10**6, 10**6, 2 * 10**6, 4 * 10**6, 10**6, 10**6]
+    for payload in results:
+        assert channel.take().claimed
+        channel.worker.answer(_channel.FAILED if payload == b"x" else 0, payload, [])
+    for number, ns in enumerate(times):  # a record is 24 bytes, and 8 for what is in it
+        assert struct.unpack_from("=Q", channel.page, RECORDS + 32 * number + 8) == (number,)
+        struct.pack_into("=Q", channel.page, RECORDS + 32 * number + 16, ns)
+    answers = channel.receive()
+    together, single = _channel.RESULTS, _channel.RESULT
+    assert [(answer.kind, answer.unit, answer.ns, answer.payload, answer.outcome) for answer in answers] == [
+        (together, units[1], 2 * 10**6, None, [(0, (True, None)), (1, (True, True))]),
+        (together, units[2], 5 * 10**6, None, [(0, (True, False))]),
+        (single, units[3], 10**6, b"\x80N", None),
+        (together, units[5], 3 * 10**6, None, [(1, (True, None)), (2, (True, True))]),
+        (single, units[6], 10**6, b"x", None),
+        (single, "no unit of theirs", 10**6, None, (True, None)),
+    ]
+    assert channel.parent.answers == 8
 
 
 SOME: list[Any] = [None, True, False, -5, 1 << 62, -(1 << 62), 2.5, "a\u20ac", b"b", [], (), [1, (2, "x")], ((1,), {})]
@@ -751,7 +780,7 @@ def test_a_frame_that_makes_no_sense(channel: Channel, head: bytes) -> None:
 
 
 RESULTS = 2048 + 3 * 64  # where they begin in the page
-PASSED, HEAD = 2048, 2048 + 8
+PASSED, HEAD, RECORDS = 2048, 2048 + 8, 2048 + 3 * 64
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ STOP: int
 READY: int
 START_FAILED: int
 RESULT: int
+RESULTS: int
 FAILED: int
 FRESH: int
 ONCE: int
@@ -26,7 +27,7 @@ class Answer(NamedTuple):
     ns: int
     payload: Buffer | None
     buffers: Sequence[bytearray]
-    outcome: tuple[bool, Any] | None
+    outcome: Any
 
 class Frame(NamedTuple):
     kind: int

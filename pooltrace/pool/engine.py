@@ -285,17 +285,15 @@ class Engine:
         if not answers:
             return
         jobs: dict[Job, list[tuple[int, Outcome]]] = {}
-        job: Job | None = None
         if traced:
             emit.region_begin(emit.PHASE, 0, "unpickle", None)
         family = self.serializer.family
         for answer in answers:
             kind, _, unit, _, _, _, outcome = answer
-            if kind == _channel.RESULT:
-                if unit.job is not job:
-                    job = unit.job
-                    some = jobs.setdefault(job, [])
-                some.append((unit.index, outcome or results.outcome(family, answer)))
+            if kind == _channel.RESULTS:
+                jobs.setdefault(unit.job, []).extend(outcome)
+            elif kind == _channel.RESULT:
+                jobs.setdefault(unit.job, []).append((unit.index, results.outcome(family, answer)))
             elif kind == _channel.READY:
                 slot.ready = True
                 self._failures = 0
@@ -305,7 +303,7 @@ class Engine:
             emit.region_end()
         if jobs:
             self._idle_deaths = 0
-            slot.answered_all([(unit, ns) for kind, _, unit, ns, _, _, _ in answers if kind == _channel.RESULT])
+            slot.answered_all([(unit, ns) for _, _, unit, ns, _, _, _ in answers if unit is not None])
         answers.clear()
         for job, some in jobs.items():
             self._complete(job, some)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pooltrace.pool.engine import Engine
     from pooltrace.pool.slots import Slot
 
+_NO_KEYWORDS: dict[str, Any] = {}  # never written to
 SetLength = Callable[[int], None]
 _STACK = emit.frame("pooltrace.pool.intake", __file__, 0)  # the stack of what is our own in a submission
 
@@ -192,7 +193,7 @@ class TaskQueue:
                 if chunked:  # it is the stock generator's (function, items)
                     unit, ready = Unit(job, index, item[1], emit.new_g()), False
                 else:
-                    unit, ready = Unit(job, index, ((item,), {}), emit.new_g()), jobs.is_small_constant(item)
+                    unit, ready = Unit(job, index, ((item,), _NO_KEYWORDS), emit.new_g()), jobs.is_small_constant(item)
                 self._feed_one(job, unit, stack, ready)
                 if not ready:
                     free = 0

@@ -111,7 +111,8 @@ def outcome(family: str, answer: Answer, kind: type[BaseException] = BaseExcepti
     """What an answer says of its unit; one that cannot be unpickled is an error of that unit. What is raised then and
     is not of that kind is raised here: by a signal's handler, say."""
     if answer.outcome is not None:
-        return answer.outcome
+        found: Outcome = answer.outcome
+        return found
     success = not answer.flags & _channel.FAILED
     try:
         return success, Serializer.loads(answer.payload, answer.buffers)

@@ -26,6 +26,7 @@
 enum { FRAME_APPLY = 1, FRAME_MAP, FRAME_STARMAP, FRAME_STOP };
 /* From the worker (BELL: look at the page): */
 enum { FRAME_READY = 16, FRAME_START_FAILED, FRAME_RESULT, FRAME_BELL };
+enum { FRAME_RESULTS = 32 }; /* of no frame: an answer for several units */
 enum { FLAG_FAILED = 1, FLAG_FRESH = 2, FLAG_ONCE = 4 };
 
 /*  head | length of each buffer | function | payload | buffers ...     `total` counts what is behind the head */

@@ -4,13 +4,13 @@
 #include "unit.h"
 
 static PyStructSequence_Field answer_fields[] = {
-    {"kind", "READY, START_FAILED or RESULT"},
+    {"kind", "READY, START_FAILED, RESULT, or RESULTS: of several Units of one job"},
     {"flags", "FAILED: the payload is an exception"},
-    {"unit", "what post() was given; None if it is no RESULT"},
-    {"ns", "from the unit's claim to its answer"},
+    {"unit", "what post() was given, the last of several; None if it is no RESULT"},
+    {"ns", "from the unit's claim to its answer; the mean of several"},
     {"payload", "bytes, bytearray or memoryview; None: there was no memory for it, or the outcome is there"},
     {"buffers", "bytearrays"},
-    {"outcome", "(True, value) of a small plain result, which has no payload then; or None"},
+    {"outcome", "(True, value) of a small plain result, which has no payload then, or None; of RESULTS [(index, outcome), ...]"},
     {NULL, NULL},
 };
 static PyStructSequence_Desc answer_desc = {"pooltrace.pool._channel.Answer", "What a worker said.", answer_fields, 7};
@@ -46,7 +46,7 @@ PyMODINIT_FUNC PyInit__channel(void) {
         long value;
     } numbers[] = {
         {"APPLY", FRAME_APPLY}, {"MAP", FRAME_MAP}, {"STARMAP", FRAME_STARMAP}, {"STOP", FRAME_STOP},
-        {"READY", FRAME_READY}, {"START_FAILED", FRAME_START_FAILED}, {"RESULT", FRAME_RESULT},
+        {"READY", FRAME_READY}, {"START_FAILED", FRAME_START_FAILED}, {"RESULT", FRAME_RESULT}, {"RESULTS", FRAME_RESULTS},
         {"FAILED", FLAG_FAILED}, {"FRESH", FLAG_FRESH}, {"ONCE", FLAG_ONCE},
         {"PAGE_BYTES", (long)sizeof(struct page)}, {"WINDOW", WINDOW}, {"RESULT_MOST", RESULT_MOST}, {"PICKLE", PICKLE},
     };

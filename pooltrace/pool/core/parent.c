@@ -4,6 +4,7 @@
 #include <errno.h>
 
 #include "plain.h"
+#include "unit.h"
 
 PyTypeObject *AnswerType;
 PyObject *no_buffers;
@@ -140,8 +141,59 @@ static int append(PyObject *list, PyObject *unit, uint64_t ns, struct said *s) {
     return failed;
 }
 
+/* An answer that stands for those of several units of one job, one after the other: while it grows. */
+struct batch {
+    PyObject *answer; /* borrowed from the list, where it is the last; NULL: there is none */
+    uint64_t ns;      /* of all of them */
+};
+
+/* Its ns are their mean. */
+static void batch_end(struct batch *b) {
+    if (!b->answer) return;
+    PyObject *mean = PyLong_FromUnsignedLongLong(b->ns / (uint64_t)PyList_GET_SIZE(PyStructSequence_GET_ITEM(b->answer, 6)));
+    if (mean) {
+        Py_DECREF(PyStructSequence_GET_ITEM(b->answer, 3));
+        PyStructSequence_SET_ITEM(b->answer, 3, mean);
+    } else PyErr_Clear(); /* then those of the first */
+    b->answer = NULL;
+}
+
+/* Adds a plain value, which is stolen, and is that of a Unit. */
+static int batch_add(struct batch *b, PyObject *list, PyObject *unit, uint64_t ns, PyObject *value) {
+    unit_t *u = (unit_t *)unit;
+    PyObject *pair = Py_BuildValue("(n(ON))", u->index, Py_True, value);
+    if (!pair) return -1;
+    PyObject *last = b->answer ? PyStructSequence_GET_ITEM(b->answer, 2) : NULL;
+    if (last && ((unit_t *)last)->job == u->job) {
+        int failed = PyList_Append(PyStructSequence_GET_ITEM(b->answer, 6), pair);
+        Py_DECREF(pair);
+        if (failed) return -1;
+        PyStructSequence_SET_ITEM(b->answer, 2, Py_NewRef(unit));
+        Py_DECREF(last);
+        b->ns += ns;
+        return 0;
+    }
+    batch_end(b);
+    PyObject *pairs = PyList_New(1);
+    if (!pairs) {
+        Py_DECREF(pair);
+        return -1;
+    }
+    PyList_SET_ITEM(pairs, 0, pair);
+    struct said s = {.kind = FRAME_RESULTS};
+    if (append(list, unit, ns, &s) < 0) {
+        Py_DECREF(pairs);
+        return -1;
+    }
+    b->answer = PyList_GET_ITEM(list, PyList_GET_SIZE(list) - 1);
+    Py_DECREF(PyStructSequence_GET_ITEM(b->answer, 6));
+    PyStructSequence_SET_ITEM(b->answer, 6, pairs);
+    b->ns = ns;
+    return 0;
+}
+
 /* Appends the answer to the unit of that number, which is in flight no more. */
-static int answered(parent_t *p, PyObject *list, uint64_t seq, uint64_t ns, struct said *s) {
+static int answered(parent_t *p, PyObject *list, struct batch *b, uint64_t seq, uint64_t ns, struct said *s) {
     PyObject *unit = p->unit[seq % WINDOW];
     if (!unit || p->seq[seq % WINDOW] != seq || !claim_is(p->page, seq, CLAIM_CLAIMED)) {
         Py_XDECREF(s->payload);
@@ -149,7 +201,9 @@ static int answered(parent_t *p, PyObject *list, uint64_t seq, uint64_t ns, stru
         Py_XDECREF(s->value);
         return nonsense();
     }
-    if (append(list, unit, ns, s) < 0) return -1;
+    bool joins = s->value && !p->lent && PyObject_TypeCheck(unit, &UnitType); /* a call looks for its own */
+    if (!joins) batch_end(b);
+    if ((joins ? batch_add(b, list, unit, ns, s->value) : append(list, unit, ns, s)) < 0) return -1;
     p->answers++;
     drop(p, seq);
     return 0;
@@ -160,6 +214,7 @@ static int collect(parent_t *p, PyObject *list) {
     uint64_t head = bell_heard(p->page);
     if (atomic_load_explicit(&p->page->passed, memory_order_acquire) > p->next) return nonsense(); /* more than were sent */
     struct record r;
+    struct batch b = {NULL, 0};
     int some;
     while ((some = result_peek(p->page, p->tail, head, &r)) > 0) {
         uint8_t bytes[RESULT_MOST];
@@ -167,9 +222,10 @@ static int collect(parent_t *p, PyObject *list) {
         struct said s = {.kind = FRAME_RESULT, .flags = (int)(r.flags & 0xff)};
         if (r.len > 0 && bytes[0] != PICKLE && !(s.flags & FLAG_FAILED) && !(s.value = plain_loads(bytes, r.len))) PyErr_Clear();
         if (!s.value && !(s.payload = PyBytes_FromStringAndSize((char *)bytes, (Py_ssize_t)r.len))) return -1;
-        if (answered(p, list, r.seq, r.ns, &s) < 0) return -1;
+        if (answered(p, list, &b, r.seq, r.ns, &s) < 0) return -1;
         p->tail += record_bytes(r.len);
     }
+    batch_end(&b);
     results_taken(p->page, p->tail);
     return some < 0 ? nonsense() : 0;
 }
@@ -182,7 +238,7 @@ static int take(parent_t *p, PyObject *list) {
         int failed = 0;
         struct said s = {f.head.kind, f.head.flags, NULL, NULL, NULL};
         if (f.head.kind != FRAME_BELL) s.payload = Py_NewRef(f.payload), s.buffers = Py_XNewRef(f.buffers);
-        if (f.head.kind == FRAME_RESULT) failed = answered(p, list, f.head.seq, f.head.job, &s);
+        if (f.head.kind == FRAME_RESULT) failed = answered(p, list, &(struct batch){NULL, 0}, f.head.seq, f.head.job, &s);
         else if (f.head.kind != FRAME_BELL) failed = append(list, Py_None, 0, &s);
         frame_free(&f);
         if (failed) return -1;
