@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
-from collections import Counter
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -222,9 +223,19 @@ def test_a_condition_is_let_go_as_often_as_it_was_taken() -> None:
     in_thread(wake)  # it is free
 
 
-@pytest.mark.parametrize("at", ["release", "wait", "reacquire"])
-def test_a_condition_whose_wait_is_interrupted_is_held(at: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The `with` around it lets it go, and nobody is woken in its place."""
+class Appending(deque[Any]):
+    """A handler raises when something was appended."""
+
+    def append(self, item: Any) -> None:
+        super().append(item)
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("at", ["append", "release", "wait", "reacquire"])
+def test_a_condition_whose_wait_is_interrupted_is_held(
+    at: str, tmp_path: Path, judge: Judge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The `with` around it lets it go, nobody is woken in its place, and its thread is not told as blocked."""
 
     class Interrupting(Condition):
         def _release_save(self) -> Any:
@@ -238,23 +249,67 @@ def test_a_condition_whose_wait_is_interrupted_is_held(at: str, monkeypatch: pyt
             if at == "reacquire":
                 raise KeyboardInterrupt
 
-    cond = Interrupting("test")
-    if at == "wait":
+    def interrupted(waiter: Any, timeout: float | None = None) -> bool:
+        raise KeyboardInterrupt
 
-        def interrupted(waiter: Any, timeout: float | None = None) -> bool:
-            raise KeyboardInterrupt
-
-        monkeypatch.setattr(waits._Waiter, "wait", interrupted)
-    with pytest.raises(KeyboardInterrupt), cond:
-        cond.wait(0.0)
-    monkeypatch.undo()
-    assert not cond._waiters
-
-    def taken_and_given_back() -> None:
+    def again() -> None:
         assert cond.acquire(timeout=60.0)
+        with pytest.raises(KeyboardInterrupt) if at in ("release", "reacquire") else nullcontext():
+            cond.wait(0.0)
         cond.release()
 
-    in_thread(taken_and_given_back)
+    path, cond = tmp_path / "t.trace", Interrupting("test")
+    with trace(path, period=3600.0):
+        with monkeypatch.context() as patched:
+            if at == "append":
+                patched.setattr(cond, "_waiters", Appending())
+            elif at == "wait":
+                patched.setattr(waits._Waiter, "wait", interrupted)
+            with pytest.raises(KeyboardInterrupt), cond:
+                cond.wait(0.0)
+            assert not cond._waiters
+        again()
+        in_thread(again)
+    judge(path)
+    assert not cond._waiters
+    assert wakings(path) == (3, Counter({True: 3}))
+
+
+def test_a_condition_is_waited_for_by_who_holds_it() -> None:
+    cond = Condition("test")
+    with pytest.raises(RuntimeError, match="un-acquired"):
+        cond.wait(0.0)
+    assert cond.acquire(blocking=False)
+
+
+def test_an_event_whose_wait_is_interrupted_forgets_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    event = Event("test")
+    monkeypatch.setattr(event, "_waiters", Appending())
+    with pytest.raises(KeyboardInterrupt):
+        event.wait(0.0)
+    assert not event._waiters
+
+
+def test_waiters_that_change_while_they_are_listed_are_listed_again() -> None:
+    """A collection may come in between, and with it another thread."""
+
+    class Changing(deque[Any]):
+        times = 0
+
+        def __iter__(self) -> Iterator[Any]:
+            self.times += 1
+            if self.times < 3:
+                raise RuntimeError("deque mutated during iteration")
+            return super().__iter__()
+
+    event = Event("test")
+    event._waiters = Changing()
+    thread = threading.Thread(target=event.wait)
+    thread.start()
+    while not event._waiters:
+        pass
+    event.set()
+    thread.join()
 
 
 def test_the_one_who_would_wake_must_not_wait() -> None:

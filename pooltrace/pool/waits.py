@@ -58,8 +58,15 @@ class _Flag:
 
     def set(self) -> None:
         self._flag = True
-        for waiter in tuple(self._waiters):
+        for waiter in self._listed():
             waiter.wake()
+
+    def _listed(self) -> tuple[_Waiter, ...]:
+        while True:
+            try:
+                return tuple(self._waiters)
+            except RuntimeError:  # it has changed: a collection, and with it another thread, came in between
+                continue
 
     def _wait(self, waiter: _Waiter, timeout: float | None) -> None:
         try:
@@ -67,7 +74,7 @@ class _Flag:
             if not self._flag:
                 waiter.wait(timeout)
         finally:
-            with contextlib.suppress(ValueError):  # it did not come that far
+            if waiter in self._waiters:  # else it did not come that far
                 self._waiters.remove(waiter)
 
 
@@ -111,16 +118,23 @@ class Event(_Flag):
             raise MisuseError(
                 "a callback waits for a result of its own pool, which cannot come before the callback returns"
             )
-        emit.enter()
         ticket: emit.Ticket | None = None
         try:
+            emit.enter()
             if not self._flag:
                 ticket = emit.go_block(self._reason, emit.stack(1)) if emit.enabled() else None
                 self._wait(_Waiter(ticket), timeout)
             return self._flag
         finally:
-            emit.go_resume(ticket)
-            emit.leave()
+            _over(ticket)
+
+
+def _over(ticket: emit.Ticket | None) -> None:
+    """A wait is, whatever it was ended by."""
+    try:
+        emit.go_resume(ticket)
+    finally:
+        emit.leave()
 
 
 class Condition(_thread.RLock):  # type: ignore[misc]  # it is one that can be derived from
@@ -132,22 +146,30 @@ class Condition(_thread.RLock):  # type: ignore[misc]  # it is one that can be d
         self._waiters: deque[_Waiter] = deque()  # under the lock
 
     def wait(self, timeout: float | None = None) -> bool:
-        emit.enter()
-        ticket = emit.go_block(self._reason, emit.stack(1)) if emit.enabled() else None
-        waiter, lock, state = _Waiter(ticket), cast(Any, self), None
-        self._waiters.append(waiter)
+        lock = cast(Any, self)
+        if not lock._is_owned():
+            raise RuntimeError("cannot wait on un-acquired lock")
+        ticket: emit.Ticket | None = None
+        state = None
         try:
-            state = lock._release_save()
-            return waiter.wait(timeout)
-        finally:
+            emit.enter()
+            ticket = emit.go_block(self._reason, emit.stack(1)) if emit.enabled() else None
+            waiter = _Waiter(ticket)
             try:
-                if not lock._is_owned():
-                    lock.acquire() if state is None else lock._acquire_restore(state)
+                self._waiters.append(waiter)
+                state = lock._release_save()
+                return waiter.wait(timeout)
             finally:
-                if waiter in self._waiters:
-                    self._waiters.remove(waiter)
-                emit.go_resume(ticket)
-                emit.leave()
+                try:
+                    if state is not None:  # first of all, before a handler runs that raises
+                        lock._acquire_restore(state)
+                    elif not lock._is_owned():
+                        lock.acquire()
+                finally:
+                    if waiter in self._waiters:
+                        self._waiters.remove(waiter)
+        finally:
+            _over(ticket)
 
     def notify(self, n: int = 1) -> None:
         for _ in range(min(n, len(self._waiters))):

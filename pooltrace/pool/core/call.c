@@ -27,14 +27,15 @@ static int left_to_others(void) {
 enum { ANSWERED = 2, GO_ON = 1, LEFT = 0, RAISED = -1 };
 
 /* Signals' handlers run, and `leave`'s __exit__ if there is one, while the end is the dispatcher's.  GO_ON: it is as it
- * was, and lent again; else it is not *mine any more, and perhaps another call's. */
-static int step_aside(parent_t *p, uint64_t seq, PyObject *leave, bool *mine) {
+ * was (also when it is `wanted`, if that is no reason to leave it), and lent again; else it is not *mine any more, and
+ * perhaps another call's. */
+static int step_aside(parent_t *p, uint64_t seq, PyObject *leave, bool stays, bool *mine) {
     p->lent = *mine = false;
     PyObject *done = leave ? PyObject_CallMethod(leave, "__exit__", "OOO", Py_None, Py_None, Py_None) : Py_NewRef(Py_None);
     if (!done) return RAISED;
     Py_DECREF(done);
     if (PyErr_CheckSignals() < 0) return RAISED;
-    bool same = p->page && !p->lent && !p->wanted && p->inflight == 1 && p->next == seq + 1 && p->unit[seq % WINDOW];
+    bool same = p->page && !p->lent && (stays || !p->wanted) && p->inflight == 1 && p->next == seq + 1 && p->unit[seq % WINDOW];
     if (!same || p->retired || p->stopping) return LEFT;
     p->lent = *mine = true;
     return GO_ON;
@@ -49,7 +50,7 @@ static int look(parent_t *p, PyObject *list, uint64_t seq, bool *mine) {
     int how = GO_ON;
     if (bell_heard(p->page) != p->tail) how = parent_take_in(p, list, rung ? 1 : 0) < 0 ? left_to_others() : GO_ON;
     if (PyList_GET_SIZE(list) > 0) return how == RAISED ? RAISED : ANSWERED;
-    return how == GO_ON ? step_aside(p, seq, NULL, mine) : how; /* of a signal that came while we looked */
+    return how == GO_ON ? step_aside(p, seq, NULL, true, mine) : how; /* of a signal that came while we looked */
 }
 
 static int await_answer(parent_t *p, PyObject *list, uint64_t seq, bool sent, bool *mine) {
@@ -75,7 +76,7 @@ static int await_answer(parent_t *p, PyObject *list, uint64_t seq, bool sent, bo
             interrupted = true; /* it may have been, without the GIL */
         }
         if (interrupted && PyList_GET_SIZE(list) == 0) {
-            how = step_aside(p, seq, NULL, mine);
+            how = step_aside(p, seq, NULL, false, mine);
             if (how != GO_ON) return how;
         }
     }
@@ -90,7 +91,7 @@ static int call(parent_t *p, PyObject *const *args, PyObject *gate, PyObject *li
     int all = posted ? sender_flush(&p->out, false) : 0, how = !posted ? RAISED : all < 0 ? left_to_others() : GO_ON;
     PyObject *type, *value, *traceback;
     PyErr_Fetch(&type, &value, &traceback);
-    int after = step_aside(p, seq, gate, mine);
+    int after = step_aside(p, seq, gate, false, mine);
     if (type) {
         PyErr_Clear();
         PyErr_Restore(type, value, traceback);

@@ -56,7 +56,7 @@ static void changed(gate_t *g) {
 /* Until something has changed, or that time; -1: a signal's handler has raised. */
 static int wait_for_change(gate_t *g, uint64_t deadline) {
     uint64_t seen = g->changes;
-    PyObject *done = g->on_wait ? PyObject_CallNoArgs(g->on_wait) : Py_NewRef(Py_None);
+    PyObject *done = g->on_wait && g->on_wait != Py_None ? PyObject_CallNoArgs(g->on_wait) : Py_NewRef(Py_None);
     if (!done) return -1;
     Py_DECREF(done);
     uint64_t until = now_ns() + SLICE;
