@@ -121,7 +121,7 @@ def short_units_dill(quick: bool) -> Iterable[Race]:
 
 
 def items(quick: bool) -> Iterable[Race]:
-    """Chunks as map makes them, each item in the trace."""
+    """Chunks as map makes them, each item in the trace. (Memory as for `large`: of the file's pages, and the lists.)"""
     import pooltrace
 
     rounds, count = (5, 100_000) if quick else (7, 1_000_000)
@@ -129,7 +129,7 @@ def items(quick: bool) -> Iterable[Race]:
         yield Race(
             f"map of {count:,}, default chunks / multiprocessing.Pool",
             1.05,
-            race(pools, rounds, lambda pool: pool.map(noop, range(count))),
+            race(pools, rounds, lambda pool: pool.map(noop, range(count)), memory=256 << 20),
         )
 
 
