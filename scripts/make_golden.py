@@ -270,6 +270,17 @@ def add_good_unusual_ids() -> None:
         ],
     )
     scenario(
+        "high-g-that-comes-later",
+        "the same of one that is created when the head is long over: a head draws one",
+        [
+            *alone(task),
+            *generation(batch(100, 2000, *parent()), gen=2, time=2000),
+            *generation(
+                batch(100, 3000, *parent(), f"GoCreate dt=1 new_g={1 << 62} new_stack=1 stack=0"), gen=3, time=3000
+            ),
+        ],
+    )
+    scenario(
         "syscall-untold",
         "a G is in a syscall over two borders, and no generation tells of it again: a head does",
         [

@@ -242,16 +242,16 @@ def _tasks(state: State, origins: Origins, said: _Said, generation: Generation, 
 def _spare(state: State, gone: Gone | None, said: _Said, generation: Generation) -> Gone:
     """An M without P and G, an idle P and a G that is dead.
 
-    A P that is made up must not be told of by a later generation, and those are not known here: its number is high, and
-    drawn from the generation, so that no file has it but one that was made for that.
+    A P that is made up must not be told of by a later generation, nor a G be created by one, and those are not known
+    here: their numbers are high, and drawn from the generation, so that only a file that was made for it has them.
     """
     if gone is not None and gone.m in state.ms and gone.p in state.ps and gone.g not in state.gs:
         m = state.ms[gone.m]
         if m.p == m.g == spec.NONE and state.ps[gone.p].status == ProcStatus.IDLE:
             return gone
-    free_g = next(_free(state.gs.keys() | said.created, _NEW))
     drawn = _NEW + zlib.crc32(repr((generation.gen, generation.min_time, generation.tables.strings)).encode())
     free_m, free_p = next(_free(state.ms.keys() | said.ms)), next(_free(state.ps.keys() | said.ps, drawn))
+    free_g = next(_free(state.gs.keys() | said.created, drawn))
     return Gone(free_m, free_p, gone.g if gone and gone.g not in state.gs else free_g, ())
 
 
