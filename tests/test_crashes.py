@@ -20,7 +20,7 @@ from faults import METHODS, WAYS, Fifos, getpid, run_short, square
 from test_pool import context
 
 import pooltrace
-from pooltrace.errors import TaskExitError, WorkerLostError
+from pooltrace.errors import PoolTerminatedError, TaskExitError, TaskTimeoutError, WorkerLostError
 from pooltrace.format import order
 from pooltrace.pool.pool import StdPool
 from pooltrace.pool.slots import Slot
@@ -203,3 +203,46 @@ def test_a_worker_that_dies_before_it_claims_what_it_was_sent(method: str, tmp_p
         assert pool.apply(getpid) != victim
     judge(path)
     assert losses(path) == 1
+
+
+LOCKS: list[Any] = []
+
+
+def keep_lock(lock: Any) -> None:
+    LOCKS.append(lock)
+
+
+def take_lock_and_die() -> None:
+    LOCKS[0].acquire()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def with_lock(x: int) -> int:
+    with LOCKS[0]:
+        return x
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_worker_that_dies_with_a_lock_of_the_users(method: str, tmp_path: Path, judge: Judge) -> None:
+    """Nobody can give that back. Who does not need it goes on, who waits for it has a limit if he wants one, and the
+    pool ends at once all the same."""
+    ctx, path = context(StdPool, method), tmp_path / "t.trace"
+    with pooltrace.trace(path), StdPool(2, keep_lock, (ctx.Lock(),), context=ctx, task_timeout=1.0) as pool:
+        assert pool.map(with_lock, range(3), 1) == [0, 1, 2]
+        with pytest.raises(WorkerLostError, match="SIGKILL"):
+            pool.apply(take_lock_and_die)
+        waiting = pool.apply_async(with_lock, (1,))
+        assert pool.map(square, range(20), 1) == [x * x for x in range(20)]
+        with pytest.raises(TaskTimeoutError, match="with_lock"):
+            waiting.get()
+        assert pool.apply(square, (3,)) == 9
+    summary = judge(path)
+    assert summary.by_name["UserLog"] >= 2  # both workers that were lost
+    with StdPool(2, keep_lock, (ctx.Lock(),), context=ctx) as pool:
+        with pytest.raises(WorkerLostError):
+            pool.apply(take_lock_and_die)
+        waiting = pool.apply_async(with_lock, (1,))
+        assert pool.map(square, range(20), 1) == [x * x for x in range(20)]
+        pool.terminate()
+        with pytest.raises(PoolTerminatedError):
+            waiting.get()
