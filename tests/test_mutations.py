@@ -42,7 +42,7 @@ STRICTER = {
     r" in (String|Stack|CPUSample|Frequency|ClockSnapshot): a number does not end": "a batch of a table, or of the "
     "clock, that ends before an argument: Go takes that for the end of the file, and shows nothing of the generation",
     r"a frame, is not in the table": "a frame without strings that shares its PC with one before: Go never looks at it",
-    r"its times do not fit into 63 bits": "times over 63 bits, which are negative in Go",
+    r"do(es)? not fit into 63 bits": "times over 63 bits, which are negative in Go",
     # actions.py: where Go would panic later, or take a number for another
     r"there is no status \d+": "a status of 0 or over 255, which Go takes for none or cuts to a byte",
     r"stands for none": "a P or G with the number that stands for none",
