@@ -24,7 +24,7 @@ Form (core/merge.c, core/generation.c)
 Starting, waiting, ending
 12. With no trace on, an M's word says what it does; the exchange that starts a trace returns it.  Nothing is begun in a
     worker from the question what may run there to the exchange (``begins``): else a G would run that has no name.
-13. GoBlock is written under the wait's lock; of waker and waiter exactly one writes GoUnblock (the ticket).
+13. GoBlock is written before the waiter can be seen by a waker; of the two exactly one writes GoUnblock (the ticket).
 14. The thread that starts the trace is in it by status; others, those of workers too, come in with enter() and go out
     with leave().  What a worker's thread says goes up the worker's pipe, its end last: else a later thread with the
     same id could stand before it in the file.

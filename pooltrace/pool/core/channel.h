@@ -9,8 +9,9 @@
  *   unit.c     units, and rows of them that are not made yet
  *   plain.c    small plain values as bytes
  *
- * Nothing here knows what a unit means, or of pickles or tracing, and nothing decides which goes where.  All with the GIL, except
- * where a function says that it waits.  A worker's end belongs to one thread at a time; who has the parent's is there.
+ * Nothing here knows what a unit means, or of pickles or tracing, and nothing decides which goes where.  All with the GIL,
+ * except where a function says that it waits.  A worker's end belongs to one thread at a time; who has the parent's is
+ * there.
  */
 #ifndef POOLTRACE_CHANNEL_H
 #define POOLTRACE_CHANNEL_H
