@@ -8,17 +8,14 @@ written, or standard output cannot say so. OUT is there as a whole or not at all
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import sys
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
 
+from pooltrace.cli import outfile
 from pooltrace.cli.check import complain, count, one_line
-from pooltrace.cli.output import is_same, say
-from pooltrace.errors import BadTraceError, MisuseError
+from pooltrace.errors import BadTraceError
 from pooltrace.format import cut
-from pooltrace.tracer.sink import Sink
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
@@ -44,8 +41,7 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Cuts one file. Returns the exit status."""
-    if os.path.exists(args.output) and os.path.exists(args.file) and os.path.samefile(args.output, args.file):
-        raise MisuseError(f"{args.output!r} is the trace itself; name another file after -o")
+    outfile.refuse_itself(args.output, args.file)
     try:
         borders = cut.read_borders(args.file)
         piece = cut.choose(borders, args.begin, args.end)
@@ -55,42 +51,16 @@ def run(args: argparse.Namespace) -> int:
     except (OSError, BadTraceError) as error:
         return complain(args.file, error)
     try:
-        _write(args.output, cut.read_piece(args.file, piece))
+        outfile.write(args.output, cut.read_piece(args.file, piece))
     except BadTraceError as error:
         return complain(args.file, error)
     first, last = borders.generations[piece.first].start, _end(piece)
     number = piece.last - piece.first + 1
     line = f"{one_line(args.output)}: {count(number, 'generation')}, {_seconds(first)} to {_seconds(last)}"
-    if is_same(args.output, 1):
-        print(line, file=sys.stderr)
-    else:
-        say(line)
+    outfile.tell(args.output, line)
     if borders.fault is not None and piece.last == len(borders.generations) - 1:
         return complain(args.file, borders.fault)
     return 0
-
-
-def _write(path: str, data: Iterable[bytes]) -> None:
-    """To a file beside, which takes its place when it is whole; to what is no plain file (a pipe, say) at once."""
-    plain = not os.path.exists(path) or os.path.isfile(path)
-    stem, extension = os.path.splitext(path)
-    part = f"{stem}.part-{os.getpid()}{extension}" if plain else path
-    try:
-        sink = Sink(part)
-    except OSError as error:
-        raise MisuseError(f"cannot write to {path!r}: {error.strerror}; choose another place with -o") from None
-    try:
-        try:
-            for piece in data:
-                sink.write(piece)
-        finally:
-            sink.close()
-        if plain:
-            os.replace(part, path)
-    except BaseException:
-        if plain and os.path.exists(part):
-            os.unlink(part)
-        raise
 
 
 def _end(piece: cut.Piece) -> int:
