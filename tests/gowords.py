@@ -185,7 +185,7 @@ def _stacks(event: Event) -> str:
     out = ""
     if "new_stack" in event.spec.args:
         out += "TransitionStack=\n" + _frames(event, "new_stack")
-    if "stack" in event.spec.args and event.arg("stack"):
+    if "stack" in event.spec.args and (event.arg("stack") or event.name == "CPUSample"):  # which always shows one
         frames = _frames(event, "stack")
         if event.name in _SHOWS_STACK_TWICE:
             out += "TransitionStack=\n" + frames
