@@ -50,8 +50,9 @@ def test_a_place_that_cannot_be_opened_is_known_before_any_work(tmp_path: Path) 
         pytest.fail("asked for data")
         yield b""
 
-    with pytest.raises(MisuseError, match="No such file or directory; choose another place with -o"):
-        outfile.write(str(tmp_path / "none" / "out"), never())
+    for path, why in ((str(tmp_path / "none" / "out"), "No such file or directory"), ("", "it is no name")):
+        with pytest.raises(MisuseError, match=f"{why}; choose another place with -o"):
+            outfile.write(path, never())
 
 
 def test_the_trace_itself_is_refused_by_whatever_name(tmp_path: Path) -> None:

@@ -26,6 +26,8 @@ def write(path: str, data: Iterable[bytes]) -> None:
     The place is opened before the first piece is asked for. Raises MisuseError if it cannot be; what the data raises,
     or a full disk, passes through, and leaves what was there before.
     """
+    if not path:
+        raise MisuseError("cannot write to '': it is no name; choose another place with -o")
     plain = not os.path.exists(path) or os.path.isfile(path)
     stem, extension = os.path.splitext(path)
     part = f"{stem}.part-{os.getpid()}{extension}" if plain else path
