@@ -17,7 +17,7 @@ from pooltrace.errors import PooltraceError
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[Any]
 
-COMMANDS: Final = ("run", "check", "dump", "cut")
+COMMANDS: Final = ("run", "check", "dump", "cut", "export")
 MISUSE: Final = 2
 
 

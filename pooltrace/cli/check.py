@@ -41,8 +41,11 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def complain(file: str, error: OSError | BadTraceError) -> int:
-    """One line on standard error for what is wrong with a file, and the exit status that goes with it."""
+def complain(file: str, error: OSError | BadTraceError, more: str = "") -> int:
+    """One line on standard error for what is wrong with a file, and the exit status that goes with it.
+
+    ``more``: what else is to be said in the same line.
+    """
     if isinstance(error, OSError):
         line, status = f"{file}: {error.strerror or error}: give the path of a trace file", 2
     elif isinstance(error, raw.NotATraceError):
@@ -51,7 +54,7 @@ def complain(file: str, error: OSError | BadTraceError) -> int:
         line, status = f"{file}: {error}", 1
     else:
         line, status = f"{file}: broken: {error}", 1
-    print(one_line(line), file=sys.stderr)
+    print(one_line(f"{line}; {more}" if more else line), file=sys.stderr)
     return status
 
 
