@@ -30,6 +30,8 @@ NEVER = {
     "format": {"numpy", "rich", "multiprocess", "multiprocessing", "cloudpickle"},
     "tracer": {"numpy", "rich"},
     "pool": {"numpy", "rich"},
+    "reader": {"rich", "multiprocess", "multiprocessing", "cloudpickle"},
+    "export": {"rich", "multiprocess", "multiprocessing", "cloudpickle"},
 }
 """What of other projects each part may not import, not even late."""
 
@@ -64,6 +66,12 @@ def test_imports_run_one_way(path: Path) -> None:
             assert words[0] not in NEVER.get(part, set()), f"{part} imports {name}"
 
 
+def test_the_parts_are_those_that_are_there() -> None:
+    """A part that is renamed would else be free to import anything."""
+    on_top = {"cli", "__init__", "__main__", "_version"}
+    assert {part_of(path) for path in MODULES} - on_top == set(MAY_IMPORT)
+
+
 def loaded_after(code: str) -> set[str]:
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     words = [sys.executable, "-c", f"{code}\nimport sys; print(*sys.modules)"]
@@ -83,6 +91,15 @@ def test_format_stands_alone() -> None:
     own = {name for name in loaded if name.startswith("pooltrace.")}
     assert {name.split(".")[1] for name in own} <= {"format", "errors"}
     assert not loaded & {"lz4", "numpy", "rich"}
+
+
+def test_reading_takes_neither_the_write_side_nor_a_command_with_it() -> None:
+    """Beyond what ``import pooltrace`` itself brings."""
+    before = loaded_after("import pooltrace")
+    loaded = loaded_after("import pooltrace.reader.samples, pooltrace.export.pprof") - before
+    own = {name for name in loaded if name.startswith("pooltrace.")}
+    assert {name.split(".")[1] for name in own} == {"format", "reader", "export"}
+    assert not loaded & {"lz4", "numpy", "rich", "gzip"}
 
 
 def test_modules_say_their_job_and_stay_small() -> None:
