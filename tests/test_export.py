@@ -20,6 +20,7 @@ from pooltrace.format.order import Summary
 
 Judge = Callable[[str | os.PathLike[str]], Summary]
 Capture = pytest.CaptureFixture[str]
+LIMIT = 300.0  # two of Go's tools may have to be built in the first test
 SAYS = "16 CPU samples, 0.06 s; to look at it: go tool pprof -top"
 
 
