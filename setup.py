@@ -21,7 +21,7 @@ def extension(name: str, directory: str) -> Extension:
             "-fvisibility=hidden",
             *os.environ.get("POOLTRACE_CFLAGS", "").split(),
         ],
-        extra_link_args=["-pthread", *os.environ.get("POOLTRACE_LDFLAGS", "").split()],
+        extra_link_args=["-pthread", "-lrt", *os.environ.get("POOLTRACE_LDFLAGS", "").split()],
     )
 
 

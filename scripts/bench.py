@@ -22,8 +22,8 @@ truth   How far the duration of an item in the trace is from the one that the it
 gil     The longest of ten advances of the generation while a worker sleeps for 3 s in C with the GIL in its hands; and
         the longest gap between two items of a worker while the parent does the same for 1 s.
 
-short, dill, items, large, long, held, flat, tracing: the pools themselves against the stock ones, see bench_pool.py;
-peers: against others, see bench_peers.py.
+short, dill, items, large, long, held, flat, tracing, inside: the pools themselves against the stock ones, see
+bench_pool.py; peers: against others, see bench_peers.py.
 """
 
 from __future__ import annotations

@@ -233,6 +233,41 @@ def tracing(quick: bool) -> Iterable[Race]:
             yield Race(f"tracing on / off, {name}", bound, ratios)
 
 
+def inside(quick: bool) -> Iterable[Race]:
+    """What looking into units costs: a trace with CPU samples / without; and, per no-op unit, with figures less
+    without."""
+    import pooltrace
+
+    rounds = 5 if quick else 25
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        pooltrace.StdPool(2) as pool,
+        pooltrace.StdPool(2, detail="none") as bare,
+    ):
+
+        def turn(pool: Any, rate: int, function: Callable[[Any], object], count: int) -> float:
+            with pooltrace.trace(Path(directory) / "a.trace", cpu_rate=rate):
+                return seconds(lambda pool: pool.map(function, range(count), chunksize=1), pool)
+
+        ratios, differences = [], []
+        for number in range(rounds):
+            order = (0, 100) if number % 2 else (100, 0)
+            both = {rate: turn(pool, rate, count_up, 40) for rate in order}
+            ratios.append(both[100] / both[0])
+        count = 20_000
+        for number in range(rounds):
+            pools = [("none", bare), ("unit", pool)][:: 1 if number % 2 else -1]
+            took = {detail: turn(pool, 0, noop, count) for detail, pool in pools}
+            differences.append((took["unit"] - took["none"]) / count * 1e6)
+        yield Race("CPU samples on / off, units in Python", 1.01, ratios)
+        yield Race("figures of a no-op unit, less without", 0.8, differences, "us")
+
+
+def count_up(_: object) -> None:
+    for _ in range(200_000):
+        pass
+
+
 def held(quick: bool) -> Iterable[Race]:
     """300 no-op units, then one of 1.5 s: from the end of the 300th until its result is there."""
     import pooltrace
@@ -282,4 +317,5 @@ POOLS: dict[str, Callable[[bool], Iterable[Race]]] = {
     "held": held,
     "flat": flat,
     "tracing": tracing,
+    "inside": inside,
 }

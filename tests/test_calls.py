@@ -17,6 +17,7 @@ from typing import Any
 import faults
 import jobs
 import pytest
+import unitlogs
 from faults import Fifos, NotUnpicklable, identity, killed, make_not_picklable, square
 from test_engine import ERRORS, LOSSES
 from test_pool import FACES, context
@@ -469,4 +470,4 @@ def test_the_trace_shows_the_call_as_any_other(called: list[Slot], tmp_path: Pat
     assert blocked[0].stack()[0].function.endswith(".apply")
     begins = [e.time for e in events if e.name == "UserRegionBegin" and e.string("name") == "jobs.note"]
     assert all(begin <= note.begin for begin, note in zip(begins, notes, strict=True))
-    assert [e.string("key") for e in events if e.name == "UserLog"] == ["worker lost"]
+    assert [e.string("key") for e in events if unitlogs.is_users(e)] == ["worker lost"]

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import unitlogs
 from crew import Worker, crew, flood, run_unit
 
 from pooltrace import read_trace, start_trace, stop_trace, summary, trace
@@ -113,7 +114,7 @@ def put_into(worker: Worker, state: Callable[[list[int]], int], ready: Path) -> 
 def closed(path: Path, judge: Judge, deaths: int, said: int, still_open: int | None = 0) -> None:
     judge(path)
     events = list(order.read_events(path))
-    keys = Counter(e.string("key") for e in events if e.name == "UserLog")
+    keys = Counter(e.string("key") for e in events if unitlogs.is_users(e))
     assert keys == Counter({"worker lost": deaths, "said": said})
     names = Counter(e.name for e in events)
     if still_open is not None:
@@ -231,7 +232,7 @@ def test_a_death_with_blocks_in_a_pipe_that_nobody_reads(tmp_path: Path, judge: 
         reader.join()
     path.write_bytes(b"".join(data))
     judge(path)
-    keys = Counter(e.string("key") for e in order.read_events(path) if e.name == "UserLog")
+    keys = Counter(e.string("key") for e in order.read_events(path) if unitlogs.is_users(e))
     assert (keys["said"], keys["worker lost"]) == (said, 1)
     figures = summary()
     assert figures is not None

@@ -196,7 +196,7 @@ def test_no_samples(tmp_path: Path, capsys: Capture, judge: Judge) -> None:
     out.write_bytes(b"of an earlier trace")
     capsys.readouterr()  # the judge's
     assert export(path) == 1
-    says = "no CPU samples in it; record it again with samples on (see 'pooltrace run --help')"
+    says = "no CPU samples in it; record it again with samples on (pooltrace run --cpu-rate 100)"
     assert error(capsys) == f"{path}: {says}"
     assert out.read_bytes() == b"of an earlier trace"
     out.unlink()

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import unitlogs
 from crew import Worker, crew, flood, run_unit
 from test_session import wait_inside
 
@@ -138,7 +139,7 @@ def test_a_trace_that_starts_with_work_in_every_slot(tmp_path: Path, judge: Judg
         assert [mine[0].name, status.name] == ["ProcStatus", "GoStatus" if header == "1.22" else "GoStatusStack"]
         assert (mine[0].arg("p"), status.arg("g")) == (worker.p, g)
         assert header == "1.22" or status.stack()[0].function == "crew.wait_inside"
-        assert [event.string("key") for event in mine if event.name == "UserLog"] == ["released"]
+        assert [event.string("key") for event in mine if unitlogs.is_users(event)] == ["released"]
 
 
 def test_ids_of_units_may_have_more_bits_than_a_word_keeps(tmp_path: Path, judge: Judge) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import unitlogs
 from crew import Worker, crew, flood, run_unit
 from faults import METHODS
 
@@ -86,7 +87,7 @@ def regions(path: Path) -> list[tuple[int, int, int]]:
 
 
 def logs(path: Path) -> Counter[str]:
-    return Counter(e.string("key") for e in order.read_events(path) if e.name == "UserLog")
+    return Counter(e.string("key") for e in order.read_events(path) if unitlogs.is_users(e))
 
 
 def job(number: int) -> Noted:
@@ -123,7 +124,7 @@ def test_all_that_threads_say_is_there_over_full_buffers_and_switches(
     assert logs(path) == {f"thread {i}": 8_000 for i in range(3)}
     values: dict[int, list[int]] = {}
     for event in order.read_events(path):
-        if event.name == "UserLog":
+        if unitlogs.is_users(event):
             values.setdefault(event.m, []).append(int(event.string("value")))
     assert all(of_one == list(range(1000)) * 4 for of_one in values.values())
     assert lost_events() == 0
@@ -322,7 +323,7 @@ def test_a_killed_worker_s_threads_are_closed_with_it(tmp_path: Path, judge: Jud
         assert entries(worker) <= 6
     judge(path)
     events = list(order.read_events(path))
-    assert Counter(e.string("key") for e in events if e.name == "UserLog") == {"depth": 24, "worker lost": 6}
+    assert Counter(e.string("key") for e in events if unitlogs.is_users(e)) == {"depth": 24, "worker lost": 6}
     ends = [e.string("name") for e in events if e.name == "UserRegionEnd"]
     assert ends == [f"thread {i}" for i in (3, 2, 1, 0)] * 6  # innermost first
 

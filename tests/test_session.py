@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import unitlogs
 from crew import Worker, crew, run_unit
 
 from pooltrace import MisuseError, read_trace, start, start_trace, stop, stop_trace, summary, trace
@@ -146,7 +147,7 @@ def test_a_trace_that_starts_on_a_running_worker(tmp_path: Path, judge: Judge, h
         stop()
         remove()
     judge(path)
-    logs = [e.string("key") for e in order.read_events(path) if e.name == "UserLog" and e.g == g]
+    logs = [e.string("key") for e in order.read_events(path) if unitlogs.is_users(e) and e.g == g]
     assert logs == ["released"]
 
 
@@ -243,7 +244,7 @@ def test_a_parent_that_holds_the_gil_does_not_hold_up_the_workers(tmp_path: Path
     figures = summary()
     assert figures is not None
     assert figures["lost_events"] == 0
-    numbers = [int(e.string("value")) for e in order.read_events(path) if e.name == "UserLog"]
+    numbers = [int(e.string("value")) for e in order.read_events(path) if unitlogs.is_users(e)]
     assert numbers == list(range(count))
 
 
@@ -274,7 +275,7 @@ def test_threads_come_in_and_go_out(tmp_path: Path, judge: Judge) -> None:
             thread.join()
     found = judge(path)
     assert found.by_name["GoCreateSyscall"] == 160
-    assert sum(e.name == "UserLog" for e in order.read_events(path)) == 160
+    assert sum(unitlogs.is_users(e) for e in order.read_events(path)) == 160
 
 
 def test_waker_and_waiter_across_generations(tmp_path: Path, judge: Judge) -> None:
@@ -352,7 +353,7 @@ def test_emits_nested_in_emits(tmp_path: Path, judge: Judge) -> None:
     assert nested > 0
     logs: dict[str, list[int]] = {"nested": [], "outer": []}
     for event in order.read_events(path):
-        if event.name == "UserLog":
+        if unitlogs.is_users(event):
             logs[event.string("key")].append(int(event.string("value")))
     assert logs["outer"] == list(range(300))
     assert logs["nested"] == list(range(1, nested + 1))
@@ -377,7 +378,7 @@ def test_names_are_cut_and_escaped_to_what_the_format_holds(tmp_path: Path, judg
         for name in names:
             emit.log(0, name, name)
     judge(path)
-    logs = [(e.string("key"), e.string("value")) for e in order.read_events(path) if e.name == "UserLog"]
+    logs = [(e.string("key"), e.string("value")) for e in order.read_events(path) if unitlogs.is_users(e)]
     cut = ["é" * 512, "a" + "é" * 511, "\\udc80 lone", "", "null \0 inside", ("日本" * 200)[:341]]
     assert logs == [(name, name) for name in cut]
 
@@ -461,7 +462,7 @@ def test_one_reader_at_a_time_and_a_reader_in_the_same_thread(tmp_path: Path, ju
     path = tmp_path / "t.trace"
     path.write_bytes(b"".join(piece for piece in pieces if piece))
     judge(path)
-    assert [e.string("value") for e in order.read_events(path) if e.name == "UserLog"] == ["b"]
+    assert [e.string("value") for e in order.read_events(path) if unitlogs.is_users(e)] == ["b"]
 
 
 class Full(io.RawIOBase):
@@ -518,7 +519,7 @@ def test_a_forked_child_has_no_tracer(tmp_path: Path, judge: Judge) -> None:
         emit.log(0, "parent", "y")
     judge(path)
     judge(str(path) + ".child")
-    assert [e.string("key") for e in order.read_events(path) if e.name == "UserLog"] == ["parent"]
+    assert [e.string("key") for e in order.read_events(path) if unitlogs.is_users(e)] == ["parent"]
 
 
 def test_a_child_forked_in_the_middle_of_an_advance_can_trace(tmp_path: Path, judge: Judge) -> None:
@@ -739,7 +740,7 @@ def test_a_stopped_worker_does_not_hold_up_the_advance(tmp_path: Path, judge: Ju
 def regions_of(path: Path) -> list[str]:
     """Begins (+) and ends (-) of regions and the logs, in order."""
     sign = {"UserRegionBegin": ("+", "name"), "UserRegionEnd": ("-", "name"), "UserLog": ("", "key")}
-    events = [event for event in order.read_events(path) if event.name in sign]
+    events = [e for e in order.read_events(path) if e.name in sign and (e.name != "UserLog" or unitlogs.is_users(e))]
     return [sign[event.name][0] + event.string(sign[event.name][1]) for event in events]
 
 
@@ -824,7 +825,7 @@ def test_a_region_of_an_older_trace_or_of_another_thread_ends_nothing(tmp_path: 
         emit.log(0, "inside outer", "")
     judge(path)
     mine = [e for e in order.read_events(path) if e.m == threading.get_native_id()]
-    names = [e.name for e in mine]
+    names = [e.name for e in mine if e.name != "UserLog" or unitlogs.is_users(e)]
     assert names.count("UserRegionBegin") == 1
     assert "UserRegionEnd" not in names[: names.index("UserLog")]
 

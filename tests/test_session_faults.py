@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import unitlogs
 from crew import crew, flood, run_unit
 
 import pooltrace
@@ -39,7 +40,7 @@ def figures() -> dict[str, Any]:
 
 
 def values(path: Path) -> list[str]:
-    return [event.string("value") for event in order.read_events(path) if event.name == "UserLog"]
+    return [event.string("value") for event in order.read_events(path) if unitlogs.is_users(event)]
 
 
 def test_workers_are_buried_while_traces_start_and_stop() -> None:
@@ -272,7 +273,7 @@ def test_regions_that_are_too_deep_are_left_out_with_their_ends(tmp_path: Path, 
         emit.region_end(handle)
         emit.region_end(outer)
     judge(path)
-    names = [event.name for event in order.read_events(path)]
+    names = [e.name for e in order.read_events(path) if e.name != "UserLog" or unitlogs.is_users(e)]
     at = names.index("UserLog")
     assert names[:at].count("UserRegionBegin") - names[:at].count("UserRegionEnd") == 1
     assert names.count("UserRegionBegin") == names.count("UserRegionEnd") == 4096

@@ -154,10 +154,10 @@ def test_a_trace_that_starts_between_a_units_answer_and_its_end(
 ) -> None:
     path, calls, end = tmp_path / "t.trace", itertools.count(), emit.unit_end
 
-    def slow_end() -> None:
+    def slow_end(*sizes: Any) -> None:
         if next(calls) == 1:  # 0 is the start-up
             jobs.wait_between(*fifos.names())
-        end()
+        end(*sizes)
 
     monkeypatch.setattr(emit, "unit_end", slow_end)
     with pool_of("multiprocessing", "fork", 1) as pool:

@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
         except _NoSamplesError:
             if export.fault is not None:
                 return complain(args.file, export.fault, "no CPU samples before that, so nothing is written")
-            line = "no CPU samples in it; record it again with samples on (see 'pooltrace run --help')"
+            line = "no CPU samples in it; record it again with samples on (pooltrace run --cpu-rate 100)"
             print(one_line(f"{args.file}: {line}"), file=sys.stderr)
             return 1
     outfile.tell(out, f"{one_line(out)}: {export.describe()}; to look at it: {_viewer(out)}")

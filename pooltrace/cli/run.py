@@ -40,8 +40,8 @@ from pooltrace.format.spec import DEFAULT_HEADER, HEADERS
 
 MISUSE = 2
 ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU)
-USAGE = """pooltrace run [-o FILE] [--header H] [--period S] SCRIPT [ARG ...]
-       pooltrace run [-o FILE] [--header H] [--period S] -m MODULE [ARG ...]"""
+USAGE = """pooltrace run [-o FILE] [--header H] [--period S] [--cpu-rate HZ] SCRIPT [ARG ...]
+       pooltrace run [-o FILE] [--header H] [--period S] [--cpu-rate HZ] -m MODULE [ARG ...]"""
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
@@ -76,6 +76,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         default=1.0,
         help="seconds from one part of the trace to the next; a program that is killed loses the last one (default: 1)",
     )
+    parser.add_argument(
+        "--cpu-rate",
+        metavar="HZ",
+        type=int,
+        default=100,
+        help="CPU samples of each second that a thread computes, 0 for none (default: 100)",
+    )
     parser.add_argument("-m", dest="module", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     parser.add_argument("program", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     return parser
@@ -88,7 +95,7 @@ def part_module(words: Sequence[str]) -> list[str]:
     while at < len(words) and words[at].startswith("-") and words[at] not in ("-m", "--"):
         if words[at].startswith("-m"):
             return [*words[:at], "-m", words[at][2:], *words[at + 1 :]]
-        at += 2 if words[at] in ("-o", "--output", "--header", "--period") else 1
+        at += 2 if words[at] in ("-o", "--output", "--header", "--period", "--cpu-rate") else 1
     return words
 
 
@@ -102,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
     except OSError as error:
         return _misuse(f"the working directory is not there: {error.strerror}; go to another one")
     try:
-        tracing.start(args.header, args.period)
+        tracing.start(args.header, args.period, args.cpu_rate)
     except PooltraceError as error:
         return _misuse(str(error))
     except OSError as error:
@@ -128,7 +135,7 @@ class Tracing:
         self._killed_by = 0  # the signal of which we are about to die
         self._said = False  # any thread: what _say_once says
 
-    def start(self, header: str, period: float) -> None:
+    def start(self, header: str, period: float, cpu_rate: int) -> None:
         """Open the file and have the program's pools traced. Raises PooltraceError, or OSError without an arena."""
         from pooltrace.pool import patch
         from pooltrace.tracer import session
@@ -136,11 +143,13 @@ class Tracing:
         logging.getLogger("pooltrace").propagate = False  # what goes wrong is said once, by _finish
         logging.getLogger("pooltrace").addHandler(logging.NullHandler())
         try:
-            session.start(self._path, header=header, period=period)
+            session.start(self._path, header=header, period=period, cpu_rate=cpu_rate)
         except OSError as error:
             if error.filename != self._path:
                 raise
             raise MisuseError(f"cannot write the trace to {self._given!r}: {_reason(error)}") from None
+        if session.missing():
+            _say(session.missing())
         session.share(self._say_once)
         _register_first(self._finish)
         patch.install()
@@ -160,7 +169,10 @@ class Tracing:
         fault = ""
         try:
             session.share(None)
+            before = session.missing()
             session.stop()
+            if session.missing() != before:
+                _say(session.missing())
         except BaseException as error:
             fault = _reason(error)
         try:

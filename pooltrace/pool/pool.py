@@ -25,6 +25,7 @@ from pooltrace.pool.intake import TaskQueue
 from pooltrace.pool.jobs import Tasks
 from pooltrace.pool.slots import Plan, Process
 from pooltrace.tracer import emit
+from pooltrace.tracer.sampler import DETAILS
 
 if TYPE_CHECKING:
     from pooltrace.pool.multi import Pool as Pool
@@ -77,12 +78,14 @@ class Face:
         *,
         retries: int = 0,
         task_timeout: float | None = None,
+        detail: str = "unit",
     ) -> None:
         """As the stock pool's, and:
 
         `retries`: how often a unit (a call, an item, a chunk) that was lost with its worker runs again before it fails;
         `task_timeout`: seconds that a unit may take; then its worker is killed, and it fails with TaskTimeoutError: it
-        is not tried again. Raises ValueError or TypeError for what makes no sense.
+        is not tried again; `detail`: what a trace tells the cost of: "unit", "item" (CPU time and memory of each
+        item of a chunk, too), or "none". Raises ValueError or TypeError for what makes no sense.
         """
         if (
             Face not in type(self).__mro__
@@ -109,6 +112,8 @@ class Face:
             raise ValueError(f"retries is how often a lost unit runs again, 0 or more, not {retries!r}")
         if task_timeout is not None and not (isinstance(task_timeout, (int, float)) and 0 < task_timeout < math.inf):
             raise ValueError(f"task_timeout is a number of seconds above 0, or None, not {task_timeout!r}")
+        if detail not in DETAILS:
+            raise ValueError(f"detail is one of {', '.join(DETAILS)}, not {detail!r}")
         self._processes = processes
         plan = Plan(
             family=self._family,
@@ -119,6 +124,7 @@ class Face:
             wrap=self._wrap_exception,
             retries=retries,
             task_timeout=task_timeout,
+            detail=detail,
             start_method=str(getattr(self._ctx, "_name", "fork")),
         )
         util = importlib.import_module(self._family + ".util")

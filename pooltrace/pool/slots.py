@@ -60,6 +60,7 @@ class Plan(NamedTuple):
     start_method: str
     retries: int = 0  # of a unit that was lost with its worker
     task_timeout: float | None = None  # seconds that a unit may take
+    detail: str = "unit"  # what a trace tells the cost of
     lifeline: int = -1  # the read end of a pipe whose other end only this process holds
 
 
@@ -153,6 +154,7 @@ class Slot:
                 generation=generation,
                 max_tasks=plan.max_tasks,
                 wrap=plan.wrap,
+                detail=plan.detail,
                 unmask=signal.SIGINT not in before,
             )
             process = plan.make_process(target=worker.main, args=(setup, plan.initializer, plan.initargs))

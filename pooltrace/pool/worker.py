@@ -26,7 +26,7 @@ from pooltrace.errors import InternalError, TaskExitError
 from pooltrace.pool import _channel, descriptors, jobs
 from pooltrace.pool._channel import Frame
 from pooltrace.pool.serialize import Buffer, Cells, Pickled, Serializer, cells_of, describe, is_plain
-from pooltrace.tracer import arena, emit
+from pooltrace.tracer import arena, emit, sampler
 
 FUNCTIONS = 32  # jobs whose function a worker keeps,
 FUNCTION_BYTES = 8 << 20  # as long as they are not larger together; the parent counts along
@@ -46,6 +46,7 @@ class Setup(NamedTuple):
     generation: int
     max_tasks: int | None
     wrap: bool
+    detail: str  # what a trace tells the cost of
     unmask: bool  # SIGINT was blocked only for the start
 
 
@@ -65,7 +66,8 @@ def main(setup: Setup, initializer: Callable[..., object] | None, initargs: Iter
     channel = socket.socket(fileno=setup.channel.fd)
     channel.setblocking(True)
     descriptors.own(channel)
-    arena.attach_worker(path, entry, pipe.fd)
+    if arena.attach_worker(path, entry, pipe.fd):
+        sampler.prepare_worker(setup.detail)
     _die_with_parent(setup.lifeline.fd)
     pid = os.getpid()
     try:
@@ -249,7 +251,7 @@ class _Worker:
         emit.region_begin(emit.PHASE, 0, "send", _STACK)
         self._end.answer(flags, payload, buffers)
         emit.region_end()
-        emit.unit_end()
+        emit.unit_end(frame.payload, frame.buffers, payload, buffers)
 
     def _answer(self, frame: Frame, function: _Function | None) -> tuple[int, bytes, list[memoryview]]:
         value: Any
@@ -298,11 +300,7 @@ class _Worker:
                 star = int(kind == _channel.STARMAP)
                 return emit.run_chunk(function, what, star, known.task, known.name, known.stack)
             args, kwds = what
-            emit.region_begin(emit.ITEM, known.task, known.name, known.stack)
-            try:
-                return function(*args, **kwds)
-            finally:
-                emit.region_end()
+            return emit.run_call(function, args, kwds, known.task, known.name, known.stack)
         finally:
             self._in_user_code = False
 

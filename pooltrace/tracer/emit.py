@@ -4,7 +4,7 @@ They take positional arguments, return at once, and never raise for what the tra
 argument).  With no trace on, each costs a load and a branch.  Which thread may call what:
 
     any thread of the parent   enter, leave, go_create, go_cancel, go_block, go_unblock, go_resume, task_begin, task_end
-    a worker's main thread     unit_begin, unit_end, idle, run_chunk
+    a worker's main thread     unit_begin, unit_end, idle, run_chunk, run_call
     its other threads          enter, leave, go_block, go_resume
     all of them                region_begin, region_end, log
 
@@ -38,6 +38,7 @@ from pooltrace.tracer._core import (
     new_task,
     region_begin,
     region_end,
+    run_call,
     run_chunk,
     stack,
     task_begin,
@@ -70,6 +71,7 @@ __all__ = [
     "new_task",
     "region_begin",
     "region_end",
+    "run_call",
     "run_chunk",
     "stack",
     "task_begin",

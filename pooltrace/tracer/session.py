@@ -57,7 +57,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from pooltrace.errors import InternalError, MisuseError
-from pooltrace.tracer import _core, arena, machine
+from pooltrace.tracer import _core, arena, machine, sampler
 from pooltrace.tracer.sink import Sink, Writable
 
 _log = logging.getLogger("pooltrace")
@@ -87,6 +87,8 @@ class _State:
         self.stuck = False  # stop() has given up waiting for the sink
         self.summary: dict[str, Any] | None = None
         self.sources: list[Units] = []
+        self.missing = ""  # what this trace lacks
+        self.cpu_rate = 0
 
 
 _state = _State()
@@ -111,7 +113,9 @@ def describe_units(source: Units) -> Callable[[], None]:
     return remove
 
 
-def _check(header: str, period: float, patience: float) -> int:
+def _check(header: str, period: float, patience: float, cpu_rate: int) -> int:
+    if not (isinstance(cpu_rate, int) and 0 <= cpu_rate <= 1000):
+        raise MisuseError(f"cpu_rate is a whole number of samples per second from 0 (none) to 1000, not {cpu_rate!r}")
     if not (isinstance(patience, (int, float)) and 0 <= patience <= 3600):
         raise MisuseError(f"patience is a number of seconds from 0 to 3600, not {patience!r}")
     if header not in _HEADERS:
@@ -122,17 +126,23 @@ def _check(header: str, period: float, patience: float) -> int:
 
 
 def start_trace(
-    *, header: str = "1.26", period: float = 1.0, patience: float = 5.0, caller: _core.Stack | None = None
+    *,
+    header: str = "1.26",
+    period: float = 1.0,
+    patience: float = 5.0,
+    cpu_rate: int = 100,
+    caller: _core.Stack | None = None,
 ) -> None:
     """Starts tracing; somebody must read with :func:`read_trace`.
 
     ``header`` is the format's version ("1.22", "1.23", "1.25", "1.26"), ``period`` the seconds between generations
     (0: one after the other), ``patience`` the seconds that a worker waits, in all, for a reader that does not read
-    (after that its events are lost, and counted), ``caller`` a frame by which viewers call the starting thread
-    (default: its outermost one).  Raises MisuseError during a trace and in a worker, waits for one that is stopping,
-    and OSError when the arena cannot be made.
+    (after that its events are lost, and counted), ``cpu_rate`` how many CPU samples there are of each second that a
+    thread computes (0: none), ``caller`` a frame by which viewers call the starting thread (default: its outermost
+    one).  Raises MisuseError during a trace and in a worker, waits for one that is stopping, and OSError when the arena
+    cannot be made.
     """
-    number = _check(header, period, patience)
+    number = _check(header, period, patience, cpu_rate)
     if _core.is_worker():
         raise MisuseError("a worker cannot start a trace: start it where its pool is made, what it does is in that one")
     with _state.lock:
@@ -156,7 +166,9 @@ def start_trace(
             with _state.lock:
                 if _state.phase != "off":
                     raise MisuseError("a trace is on already: stop it first")
-                _core.start(number, int(period * 1e9), int(patience * 1e9), machine.memory_limit(), caller, units)
+                _state.missing, _state.cpu_rate = sampler.prepare(cpu_rate), cpu_rate
+                times = int(period * 1e9), int(patience * 1e9), 10**9 // cpu_rate if cpu_rate else 0
+                _core.start(number, *times, machine.memory_limit(), caller, units)
                 _state.phase = "on"
                 _state.last_reader = None
                 _state.error = None
@@ -167,6 +179,8 @@ def start_trace(
     except BaseException:
         arena.release()
         raise
+    if _state.missing:
+        _log.warning("pooltrace: %s", _state.missing)
 
 
 def read_trace() -> bytes | None:
@@ -232,7 +246,16 @@ def _request_stop() -> None:
         if _state.phase != "on":
             raise MisuseError("no trace is on")
         _state.phase = "stopping"
+        lost = "" if _state.missing or not _state.cpu_rate else sampler.taken_over()
+        _state.missing = _state.missing or lost
     _core.stop()
+    if lost:
+        _log.warning("pooltrace: %s", lost)
+
+
+def missing() -> str:
+    """What the trace that is on, or ended last, lacks, and why; "" if nothing."""
+    return _state.missing
 
 
 def _check_reader(what: str) -> None:
@@ -303,16 +326,17 @@ def start(
     header: str = "1.26",
     period: float = 1.0,
     patience: float = 5.0,
+    cpu_rate: int = 100,
     caller: _core.Stack | None = None,
 ) -> None:
     """Starts a trace into a file (an lz4 frame when its name ends in ``.lz4``) or an object with ``write``.
 
-    As Go's runtime/trace.Start.  ``header``, ``period``, ``patience`` and ``caller`` as in :func:`start_trace`.  Raises
-    MisuseError during a trace and in a worker, and OSError when the arena cannot be made, or the file cannot be opened
-    or written to: its first bytes are in it when this returns.  A file that was there before keeps its contents until
-    the trace is on.
+    As Go's runtime/trace.Start.  ``header``, ``period``, ``patience``, ``cpu_rate`` and ``caller`` as in
+    :func:`start_trace`.  Raises MisuseError during a trace and in a worker, and OSError when the arena cannot be made,
+    or the file cannot be opened or written to: its first bytes are in it when this returns.  A file that was there
+    before keeps its contents until the trace is on.
     """
-    _check(header, period, patience)
+    _check(header, period, patience, cpu_rate)
     with _state.lock:
         nested = _state.nested
         if _state.nested_on or (_state.phase == "on" and nested is None):
@@ -323,7 +347,7 @@ def start(
         return
     sink = Sink(target)
     try:
-        start_trace(header=header, period=period, patience=patience, caller=caller)
+        start_trace(header=header, period=period, patience=patience, cpu_rate=cpu_rate, caller=caller)
     except BaseException:
         with contextlib.suppress(Exception):
             sink.close()
@@ -416,10 +440,15 @@ def _stop_at_exit() -> None:
 
 @contextlib.contextmanager
 def trace(
-    target: str | os.PathLike[str] | Writable, *, header: str = "1.26", period: float = 1.0, patience: float = 5.0
+    target: str | os.PathLike[str] | Writable,
+    *,
+    header: str = "1.26",
+    period: float = 1.0,
+    patience: float = 5.0,
+    cpu_rate: int = 100,
 ) -> Iterator[None]:
     """``with trace(path):`` is start() and stop() with the same arguments.  The child of a fork inside has no trace."""
-    start(target, header=header, period=period, patience=patience)
+    start(target, header=header, period=period, patience=patience, cpu_rate=cpu_rate)
     pid = os.getpid()
     try:
         yield
@@ -442,10 +471,10 @@ def summary() -> dict[str, Any] | None:
     """Figures of the trace that ended last, counted while it was merged; None when there was none.
 
     Times in ns.  Keys: wall_ns, units, units_cancelled (that never ran), items, jobs, workers_lost, generations,
-    events, bytes, lost_events, failed, functions (name, count, total_ns, median_ns, p99_ns, max_ns; the largest total
-    first) and slots (p, life_ns, start_ns, items_ns, unpickle_ns, pickle_ns, send_ns, unit_ns, idle_ns).  start_ns is
-    from the making of a slot's processes until they are ready: no unit, and an initializer is in functions, but no
-    item.  Quantiles are right within 2 %.
+    events, bytes, lost_events, cpu_samples, failed, functions (name, count, total_ns, median_ns, p99_ns, max_ns; the
+    largest total first) and slots (p, life_ns, start_ns, items_ns, unpickle_ns, pickle_ns, send_ns, unit_ns, idle_ns).
+    start_ns is from the making of a slot's processes until they are ready: no unit, and an initializer is in functions,
+    but no item.  Quantiles are right within 2 %.
     """
     return _state.summary
 

@@ -14,7 +14,7 @@ HERE = Path(__file__).resolve().parent / "seeds"
 
 (STRING, STACK, TIME) = range(1, 4)
 (CREATE, BEGIN, END, CANCEL, IDLE, BLOCK, UNBLOCK, RESUME, ENTER, LEAVE) = range(8, 18)
-(TASK, TASK_END, REGION, REGION_END, LOG, SPAN, SPAN_END) = range(18, 25)
+(TASK, TASK_END, REGION, REGION_END, LOG, SPAN, SPAN_END, SAMPLE, PAUSE, PAUSE_END) = range(18, 28)
 SELF, SAME = 1, 2
 T0 = 10**9  # the clock of fuzz_merge: no later than the machine's own, or the merge does not believe it
 
@@ -52,6 +52,7 @@ def unit(g: int, created: int) -> bytes:
     items = b"".join(op(REGION, 50, 2, 7, 1, 2) + op(REGION_END, 900) for _ in range(3))
     items += op(SPAN, 5, 9, 7, 1, 2) + op(SPAN, 5, 10, 7, 1, 2) + op(SPAN_END, 5, 9) + op(SPAN_END, 5, 10)
     phase = string(3, b"unpickle") + op(REGION, 10, 1, 0, 3, 0) + op(REGION_END, 40)
+    items += op(SAMPLE, 3, 1, 2) + op(PAUSE, 2, 2) + op(SAMPLE, 3, 4, 2) + op(PAUSE_END, 7)
     return op(BEGIN, 100, g, created, 1) + phase + items + log(5, 7, 1, b"12 ms") + op(END, 20) + op(IDLE, 3)
 
 
@@ -108,6 +109,8 @@ def merge_seeds() -> Iterable[tuple[str, bytes]]:
         + claimed(1, 62, 0)
         + ends(1, True),
     )
+    paused = feed(1, when(10), names(), op(BEGIN, 1, 60, 5, 1), op(PAUSE, 2, 1), op(SAMPLE, 2, 1 << 40, 1))
+    yield "pause", paused + generation() + feed(1, when(1_000_100), op(PAUSE_END, 3), op(PAUSE, 2, 0), op(IDLE, 4))
     yield "slots", bytes([13 << 2]) + generation(1) + bytes([13 << 2]) + feed(3, when(5), op(IDLE, 1))
     yield (
         "wide",

@@ -10,7 +10,7 @@
 #define STRING_MAX 1024u
 #define FRAMES_MAX 128u
 #define ID_MAX (1u << 26)
-enum { BATCH = 1, STACKS, STACK, STRINGS, STRING, FREQUENCY = 8, SYNC = 50, SNAPSHOT = 51, GENERATION_END = 52 };
+enum { BATCH = 1, STACKS, STACK, STRINGS, STRING, SAMPLES, SAMPLE, FREQUENCY, SYNC = 50, SNAPSHOT = 51, GENERATION_END = 52 };
 
 /* Arguments behind the time of every event that a batch of events may have: n number, s string, k stack. */
 static const char *const args_of[64] = {
@@ -131,6 +131,21 @@ static void table(struct wire *w, const uint8_t *p, const uint8_t *end, bool str
     }
 }
 
+static void samples(struct wire *w, const uint8_t *p, const uint8_t *end) {
+    while (p < end) {
+        uint64_t parts[5]; /* time, M, P, G, stack */
+        bool ok = *p++ == SAMPLE;
+        for (int i = 0; ok && i < 5; i++) ok = number(&p, end, &parts[i]) == 1;
+        if (!ok) {
+            wire_fail(w, "a CPU sample that makes no sense");
+            return;
+        }
+        mark(w, &w->stacks, parts[4], 1, "stack");
+        if (w->min_time && parts[0] < w->min_time) wire_fail(w, "a CPU sample before it begins");
+        if (parts[0] > w->max_time) w->max_time = parts[0];
+    }
+}
+
 static void events(struct wire *w, uint64_t m, uint64_t time, const uint8_t *p, const uint8_t *end) {
     while (p < end) {
         uint8_t type = *p++;
@@ -170,6 +185,7 @@ static void batch(struct wire *w, uint64_t gen, uint64_t m, uint64_t time, const
     if (!w->gen) open_generation(w, gen);
     if (len == 0) wire_fail(w, "a batch without contents");
     else if (*p == STACKS || *p == STRINGS) table(w, p + 1, end, *p == STRINGS);
+    else if (*p == SAMPLES) samples(w, p + 1, end);
     else if (*p == (w->header >= 25 ? SYNC : FREQUENCY)) return; /* of one shape always */
     else events(w, m, time, p, end);
 }

@@ -28,27 +28,16 @@ struct coordinator c = {.wake = -1, .lock = PTHREAD_MUTEX_INITIALIZER};
 #define BACKLOG (32u << 20) /* bytes that may wait for the reader before the workers' pipes are left to fill up; and bytes
                              * of strings after which a generation is closed early */
 
-/* ---- the advance ---- */
-static uint64_t resident(uint64_t pid) {
-    char path[64], line[128];
-    snprintf(path, sizeof path, "/proc/%llu/statm", (unsigned long long)pid);
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0) return 0;
-    ssize_t n = read(fd, line, sizeof line - 1);
-    close(fd);
-    if (n <= 0) return 0;
-    line[n] = 0;
-    unsigned long long size, rss;
-    return sscanf(line, "%llu %llu", &size, &rss) == 2 ? rss * (uint64_t)sysconf(_SC_PAGESIZE) : 0;
-}
+#define OFTEN 250000000u /* ns: where generations are shorter than this, /proc is not looked at in each */
 
+/* ---- the advance ---- */
 static struct gen_info gen_info(uint64_t before) {
     struct timespec wall;
     clock_gettime(CLOCK_REALTIME, &wall);
     struct gen_info info = {.before = before, .wall_sec = (uint64_t)wall.tv_sec, .wall_nsec = (uint64_t)wall.tv_nsec,
-                            .limit = c.limit, .rss = resident((uint64_t)getpid())};
-    for (uint32_t i = 0; i < c.n; i++)
-        if (c.slots[i]->kind == KIND_WORKER) info.rss += resident(LOAD(&c.slots[i]->entry->m));
+                            .limit = c.limit};
+    if (processes_read(&c.processes, before, c.period < OFTEN ? OFTEN : 0, c.slots, c.n)) info.processes = c.processes.list, info.n_processes = c.processes.n;
+    info.rss = c.processes.rss;
     return info;
 }
 
@@ -311,6 +300,7 @@ static void first_states(const struct coord_options *o, uint32_t off_gen) {
 
 static void reset(void) {
     merge_free(&c.merge);
+    processes_free(&c.processes);
     free(c.slots);
     free(c.finals);
     free(c.pipes);
@@ -373,7 +363,9 @@ int coord_start(const struct coord_options *o) {
     c.merge.coord_p = p_alloc();
     c.merge.nobody.m = NO_M;
     uint32_t off_gen = word_gen(LOAD(&registry.head->gen)), first = gen_next(off_gen);
+    c.merge.cpu_period = o->cpu_period;
     STORE(&registry.head->patience, o->patience);
+    STORE(&registry.head->cpu_period, o->cpu_period);
     STORE(&registry.head->first_gen, first);
     c.merge.first_gen = first;
     pthread_mutex_lock(&c.lock);

@@ -15,6 +15,7 @@ struct coord_options {
     int header;           /* 22, 23, 25 or 26 */
     uint64_t period;      /* ns; 0: one advance after the other */
     uint64_t patience;    /* ns that a worker may wait for a full pipe, in all */
+    uint64_t cpu_period;  /* ns of CPU time between samples, 0: none */
     uint64_t limit;       /* bytes of memory that may be used, 0 unknown */
     struct slot *starter; /* the thread that starts the trace */
     uint64_t starter_g;

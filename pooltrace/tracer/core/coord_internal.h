@@ -35,6 +35,7 @@ struct coordinator {
     int wake;              /* eventfd, owned */
     uint64_t period, limit;
     struct merge merge;    /* coordinator */
+    struct processes processes; /* coordinator */
     struct slot **slots;   /* coordinator: owned copy of the used slots, in order of registration */
     uint64_t *finals;      /* coordinator: beside slots, the words at which they were switched */
     uint32_t n, cap;

@@ -88,8 +88,9 @@ struct head {
     au64 first_gen;     /* coordinator: of the newest trace, stored before gen is switched on */
     au64 patience;      /* coordinator: ns that a worker may wait for a full pipe in that trace, stored before it */
     struct counters next; /* all */
+    au64 cpu_period;    /* coordinator: ns of CPU time between samples in that trace, 0: none; stored before it */
     au64 entries;       /* all: no entry was ever taken from here on */
-    uint8_t pad[PT_PAGE - 8 * 8];
+    uint8_t pad[PT_PAGE - 9 * 8];
     _Atomic uint32_t owner[PT_ENTRIES]; /* by entry; see above */
 };
 #define PT_HEAD (PT_PAGE + 4 * PT_ENTRIES)
@@ -140,6 +141,9 @@ enum op {
     OP_LOG,         /* dt, task, key, length, bytes */
     OP_SPAN,        /* dt, serial, task, name, stack: a region of the user's, which may end in any order */
     OP_SPAN_END,    /* dt, serial */
+    OP_SAMPLE,      /* dt, weight, stack: it has computed there for so many periods of the sampler */
+    OP_PAUSE,       /* dt, stack: Python's collector begins here */
+    OP_PAUSE_END,   /* dt */
     OP_MAX
 };
 enum { RESUME_SELF = 1, RESUME_SAME = 2 }; /* nobody else unblocked it / it was unblocked in this generation */

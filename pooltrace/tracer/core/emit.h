@@ -9,7 +9,11 @@
 
 extern PyTypeObject TicketType;
 extern PyTypeObject GateType; /* gate.c */
-extern PyMethodDef thread_methods[], unit_methods[];
+extern PyMethodDef thread_methods[], unit_methods[], sampler_methods[], figures_methods[], collector_methods[];
+
+extern struct pauses {     /* GIL: of Python's collector, while a trace was on */
+    uint64_t count, ns, freed;
+} pauses;
 
 extern int in_emit; /* GIL: tables are emptied only between emits */
 
@@ -32,11 +36,37 @@ static inline bool is_in(const struct writer *w) {
 /* A thread, of the parent or a guest, that is in the trace and runs. */
 static inline bool may_write(const struct writer *w) { return is_in(w) && w->blocked != w->in_first; }
 
+/* sampler.c: a sample is due; it is of the stack of now, or of `instead`.  No exception. */
+static inline bool sample_due(const struct writer *w) { return atomic_load_explicit(&ticks[w->tick].due, memory_order_relaxed); }
+void sampler_take(struct writer *w, stack_t_ *instead);
+void sampler_enter(struct writer *w); /* and the thread comes in */
+/* emit_unit.c: a log whose text is UTF-8 already.  No exception. */
+void emit_text(struct writer *w, uint64_t task, struct string *key, const char *bytes, uint32_t len);
+
+/* figures.c: of a worker's main thread, while a trace is on */
+void figures_begin(struct writer *w);
+void figures_end(struct writer *w, uint64_t arguments, uint64_t result); /* bytes */
+bool figures_of_items(void);
+uint64_t figures_item_begin(void);
+void figures_item_end(struct writer *w, uint64_t begun);
+
+extern stack_t_ *item_called; /* GIL: of the item that a worker's main thread calls, borrowed */
+
 /* A parent thread that is in the trace and runs, NULL otherwise.  A signal handler that interrupts a wait of its thread
  * finds it blocked: what it does there is not recorded (a unit that it submits is then created where it starts). */
 static inline struct writer *ready_in(void) {
     struct writer *w = ready();
-    return w && w->kind == KIND_THREAD && may_write(w) ? w : NULL;
+    if (!w || w->kind != KIND_THREAD || !may_write(w)) return NULL;
+    if (sample_due(w)) sampler_take(w, NULL);
+    return w;
+}
+
+/* Any M that runs a G, NULL otherwise. */
+static inline struct writer *ready_any(void) {
+    struct writer *w = ready();
+    if (!w || (w->kind != KIND_WORKER && !may_write(w))) return NULL;
+    if (sample_due(w)) sampler_take(w, NULL);
+    return w;
 }
 
 /* What an event refers to. */

@@ -70,6 +70,7 @@ static PyObject *enter(PyObject *m, PyObject *unused) {
     w->depth++;
     if (!has_entry(w)) Py_RETURN_FALSE;
     if (is_in(w)) Py_RETURN_TRUE;
+    if (sample_due(w)) sampler_enter(w);
     uint64_t g = atomic_fetch_add(&w->head->next.g, 1), first;
     struct event ev;
     do {

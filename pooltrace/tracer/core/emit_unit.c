@@ -2,11 +2,6 @@
 #include "emit.h"
 
 /* ---- any M that runs a G ---- */
-static inline struct writer *ready_any(void) {
-    struct writer *w = ready();
-    return w && (w->kind == KIND_WORKER || may_write(w)) ? w : NULL;
-}
-
 /* `what`: the kind of one of ours, the serial of a user's.  `again`: it begins when the last event was. */
 static inline void emit_region(struct writer *w, enum op op, uint64_t what, uint64_t task, const struct refs *r, bool again) {
     struct event ev;
@@ -76,6 +71,25 @@ static PyObject *region_end(PyObject *m, PyObject *const *args, Py_ssize_t n) {
     Py_RETURN_NONE;
 }
 
+static void emit_log(struct writer *w, uint64_t task, const struct refs *r, const void *bytes, uint32_t len) {
+    struct event ev;
+    while (open_with(w, &ev, 64 + len, r, w->kind != KIND_WORKER)) {
+        *ev.p++ = OP_LOG;
+        ev.p = put_varint(ev.p, ev.dt);
+        ev.p = put_varint(ev.p, task);
+        ev.p = put_varint(ev.p, string_id(r->name));
+        ev.p = put_varint(ev.p, len);
+        memcpy(ev.p, bytes, len);
+        ev.p += len;
+        if (writer_publish(w, &ev)) break;
+    }
+}
+
+void emit_text(struct writer *w, uint64_t task, struct string *key, const char *bytes, uint32_t len) {
+    struct refs r = {.name = key};
+    emit_log(w, task, &r, bytes, len);
+}
+
 static PyObject *log_event(PyObject *m, PyObject *const *args, Py_ssize_t n) {
     (void)m;
     if (arg_count(n, 3, "log") < 0) return NULL;
@@ -85,7 +99,6 @@ static PyObject *log_event(PyObject *m, PyObject *const *args, Py_ssize_t n) {
     struct string *made = NULL; /* only for a text that is to be cut or escaped */
     const void *bytes = NULL;
     uint32_t len = 0;
-    struct event ev;
     uint64_t task;
     emit_begin();
     bool failed = arg_uint(args[0], &task) < 0 || !(r.name = string_of_cached(args[1]));
@@ -97,16 +110,7 @@ static PyObject *log_event(PyObject *m, PyObject *const *args, Py_ssize_t n) {
         bytes = made->bytes;
         len = made->len;
     }
-    while (!failed && open_with(w, &ev, 64 + len, &r, w->kind != KIND_WORKER)) {
-        *ev.p++ = OP_LOG;
-        ev.p = put_varint(ev.p, ev.dt);
-        ev.p = put_varint(ev.p, task);
-        ev.p = put_varint(ev.p, string_id(r.name));
-        ev.p = put_varint(ev.p, len);
-        memcpy(ev.p, bytes, len);
-        ev.p += len;
-        if (writer_publish(w, &ev)) break;
-    }
+    if (!failed) emit_log(w, task, &r, bytes, len);
     string_unref(made);
     return emit_done(&r, failed);
 }
@@ -139,13 +143,27 @@ static PyObject *unit_begin(PyObject *m, PyObject *const *args, Py_ssize_t n) {
         ev.p = put_varint(ev.p, id_of(r.start));
         if (writer_publish(w, &ev)) break;
     }
-    return emit_done(&r, false);
+    emit_done(&r, false);
+    if (ready()) figures_begin(w);
+    Py_RETURN_NONE;
 }
 
-static PyObject *unit_end(PyObject *m, PyObject *unused) {
-    (void)m, (void)unused;
+/* Bytes of a payload and its buffers, whatever they are; nothing is of no bytes. */
+static uint64_t bytes_of(PyObject *payload, PyObject *buffers) {
+    Py_ssize_t size = 0, count = PyList_CheckExact(buffers) ? PyList_GET_SIZE(buffers) : 0;
+    if (PyBytes_CheckExact(payload)) size = PyBytes_GET_SIZE(payload);
+    else if (PyByteArray_Check(payload)) size = PyByteArray_GET_SIZE(payload);
+    else if (PyMemoryView_Check(payload)) size = PyMemoryView_GET_BUFFER(payload)->len;
+    for (Py_ssize_t i = 0; i < count; i++) size += (Py_ssize_t)bytes_of(PyList_GET_ITEM(buffers, i), Py_None);
+    return (uint64_t)size;
+}
+
+static PyObject *unit_end(PyObject *m, PyObject *const *args, Py_ssize_t n) {
+    (void)m;
     struct writer *w = tls_writer;
+    if (n != 0 && n != 4) return arg_count(n, 4, "unit_end"), NULL;
     if (!is_worker(w)) Py_RETURN_NONE;
+    if (ready()) figures_end(w, n ? bytes_of(args[0], args[1]) : 0, n ? bytes_of(args[2], args[3]) : 0);
     struct event ev;
     STORE(&w->entry->unit, 0);
     STORE(&w->entry->done, atomic_load_explicit(&w->entry->done, memory_order_relaxed) + 1);
@@ -174,20 +192,38 @@ static PyObject *idle(PyObject *m, PyObject *unused) {
     Py_RETURN_NONE;
 }
 
+stack_t_ *item_called;
+
+/* Returns what item_end takes. */
+static uint64_t item_begin(uint64_t task, const struct refs *r, bool again) {
+    struct writer *w = ready_any();
+    if (!w) return 0;
+    in_emit++; /* the ids stay, though a full pipe is waited for without the GIL */
+    emit_region(w, OP_REGION, REGION_ITEM, task, r, again);
+    emit_end();
+    return figures_of_items() ? figures_item_begin() : 0;
+}
+
+/* A function in C has no frame of its own: what is due when it returns was of the item. */
+static struct writer *item_end(const struct refs *r, uint64_t begun) {
+    struct writer *w = ready();
+    if (w && sample_due(w)) sampler_take(w, r->stack);
+    if (begun && (w = ready_any())) figures_item_end(w, begun);
+    if ((w = ready_any())) emit_region_end(w); /* the merge drops it when its begin was not in this trace */
+    return w;
+}
+
 /* One item: its region, its call.  *ended: this thread's last event is the end of its region, and that was just now. */
 static PyObject *run_item(PyObject *func, PyObject *item, bool star, uint64_t task, const struct refs *r, bool *ended) {
     PyObject *args = NULL, *result = NULL;
     if (star && !(args = PySequence_Tuple(item))) return NULL;
-    struct writer *w = ready_any();
-    if (w) {
-        in_emit++; /* the ids stay, though a full pipe is waited for without the GIL */
-        emit_region(w, OP_REGION, REGION_ITEM, task, r, *ended);
-        emit_end();
-    }
+    uint64_t begun = item_begin(task, r, *ended);
+    stack_t_ *outer = item_called;
+    item_called = r->stack;
     result = star ? PyObject_Call(func, args, NULL) : PyObject_CallOneArg(func, item);
+    item_called = outer;
     Py_XDECREF(args);
-    w = ready_any();
-    if (w) emit_region_end(w); /* the merge drops it when its begin was not in this trace */
+    struct writer *w = item_end(r, begun);
     *ended = w != NULL && !star; /* the next item's arguments may take their time */
     return result;
 }
@@ -219,6 +255,31 @@ static PyObject *run_chunk(PyObject *m, PyObject *const *args, Py_ssize_t n) {
     return results;
 }
 
+static PyObject *run_call(PyObject *m, PyObject *const *args, Py_ssize_t n) {
+    (void)m;
+    if (arg_count(n, 6, "run_call") < 0) return NULL;
+    struct refs r = {0};
+    uint64_t task;
+    if (arg_uint(args[3], &task) < 0) return NULL;
+    in_emit++; /* the names stay while it runs */
+    bool ok = (r.name = string_of_cached(args[4])) && arg_stack(args[5], true, &r.stack) == 0;
+    emit_end();
+    PyObject *result = NULL, *row = ok ? PySequence_Tuple(args[1]) : NULL, *named = NULL;
+    if (row) named = PyDict_CheckExact(args[2]) ? Py_NewRef(args[2]) : PyDict_New(); /* the pools take any mapping */
+    if (named && (named == args[2] || PyDict_Update(named, args[2]) == 0)) {
+        uint64_t begun = item_begin(task, &r, false);
+        stack_t_ *outer = item_called;
+        item_called = r.stack;
+        result = PyObject_Call(args[0], row, named);
+        item_called = outer;
+        item_end(&r, begun);
+    }
+    Py_XDECREF(row);
+    Py_XDECREF(named);
+    refs_free(&r);
+    return result;
+}
+
 PyMethodDef unit_methods[] = {
     FAST("region_begin", region_begin,
          "region_begin(kind, task, name, stack) -> int: the handle of a REGION, 0 for the other kinds or when it was not recorded."),
@@ -226,9 +287,10 @@ PyMethodDef unit_methods[] = {
          "region_end([handle]): of the innermost PHASE or ITEM; of the REGION with that handle, wherever it is (0: none). What is inside ends first."),
     FAST("log", log_event, "log(task, key, value)."),
     FAST("unit_begin", unit_begin, "unit_begin(g, generation, start): the unit starts to run."),
-    {"unit_end", unit_end, METH_NOARGS, "unit_end(): the unit is over."},
+    FAST("unit_end", unit_end, "unit_end([payload, buffers, answer, buffers]): the unit is over; what came for it, and what it sent."),
     {"idle", idle, METH_NOARGS, "idle(): the worker is about to wait for work."},
     FAST("run_chunk", run_chunk,
          "run_chunk(func, items, star, task, name, start) -> list: calls func for each item, a region around each."),
+    FAST("run_call", run_call, "run_call(func, args, kwds, task, name, start): func(*args, **kwds), a region around it."),
     {NULL, NULL, 0, NULL},
 };

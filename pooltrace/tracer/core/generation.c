@@ -141,6 +141,7 @@ static uint64_t open_statuses(struct merge *g, struct slot **slots, uint32_t n, 
             if (m->start && g->header >= 23)
                 out_event(g, &m->out, GoGoStatusStack, t++, ARRAY(m->g, m->out.m, G_RUNNING, stk_use(g, m->start)));
             else out_event(g, &m->out, GoGoStatus, t++, ARRAY(m->g, m->out.m, G_RUNNING));
+            if (m->paused) out_event(g, &m->out, GoGCMarkAssistActive, t++, ARRAY(m->g));
         } else if (m->kind == KIND_WORKER && p->gen != g->gen && !p->by) {
             p->gen = g->gen;
             p->seq = 0;
@@ -150,8 +151,33 @@ static uint64_t open_statuses(struct merge *g, struct slot **slots, uint32_t n, 
     return t;
 }
 
+/* The coordinator's logs of a generation.  Returns the next free time. */
+static uint64_t log_number(struct merge *g, uint64_t t, const char *key, uint64_t value) {
+    char text[32];
+    int len = snprintf(text, sizeof text, "%llu", (unsigned long long)value);
+    struct str *k = str_get(g, (const uint8_t *)key, (uint32_t)strlen(key)), *v = str_get(g, (const uint8_t *)text, (uint32_t)len);
+    if (k && v) out_event(g, &g->coord, GoUserLog, t++, ARRAY(0, str_use(g, k), str_use(g, v), 0));
+    return t;
+}
+
+static uint64_t open_figures(struct merge *g, const struct gen_info *info, uint64_t t) {
+    if (g->cpu_period) t = log_number(g, t, "cpu samples per second", 1000000000u / g->cpu_period);
+    if (info->processes) t = log_number(g, t, "units waiting", g->waiting);
+    for (uint32_t i = 0; i < info->n_processes; i++) {
+        const struct process *p = &info->processes[i];
+        char key[64], who[32] = "parent";
+        if (!p->is_parent) snprintf(who, sizeof who, "Proc %llu", (unsigned long long)p->p);
+        const struct { const char *what; uint64_t value; } told[] = {{"rss", p->rss}, {"threads", p->threads}, {"descriptors", p->descriptors}};
+        for (size_t k = 0; k < sizeof told / sizeof *told; k++) {
+            snprintf(key, sizeof key, "%s %s", who, told[k].what);
+            t = log_number(g, t, key, told[k].value);
+        }
+    }
+    return t;
+}
+
 void merge_open(struct merge *g, uint32_t gen, const struct gen_info *info, struct slot **slots, uint32_t n) {
-    uint64_t count = 16 + 2 * (uint64_t)n;
+    uint64_t count = 32 + 3 * (uint64_t)(n + info->n_processes); /* what is written below, at times of its own */
     g->gen = gen;
     g->gen_time = info->before > count ? info->before - count : 1;
     if (g->gen_time <= g->last_time) g->gen_time = g->last_time + 1;
@@ -163,6 +189,7 @@ void merge_open(struct merge *g, uint32_t gen, const struct gen_info *info, stru
     out_event(g, &g->coord, GoProcsChange, t++, ARRAY(g->slots, 0));
     out_event(g, &g->coord, GoHeapGoal, t++, ARRAY(info->limit));
     if (info->rss) out_event(g, &g->coord, GoHeapAlloc, t++, ARRAY(info->rss));
+    t = open_figures(g, info, t);
     coord_out(g, t);
 }
 
@@ -170,10 +197,16 @@ void merge_close(struct merge *g, struct slot **slots, uint32_t n) {
     for (uint32_t i = 0; i < n; i++)
         if (slots[i]->m) merge_losses(g, slots[i]->m, g->last_time + 1);
     merge_losses(g, NULL, g->last_time + 1);
+    if (g->samples_lost) {
+        char text[32];
+        int len = snprintf(text, sizeof text, "%llu", (unsigned long long)g->samples_lost);
+        merge_coord_log(g, g->last_time + 1, "cpu samples lost", text, (size_t)len);
+    }
     for (uint32_t i = 0; i < n; i++)
         if (slots[i]->m) out_flush(g, &((struct mst *)slots[i]->m)->out);
     out_flush(g, &g->coord);
     out_flush(g, &g->nobody);
+    samples_write(g);
     tables_write(g);
     if (g->header >= 26) merge_bytes(g, &(const uint8_t){GoEndOfGeneration}, 1);
     tables_evict(g);
@@ -184,6 +217,7 @@ void merge_free(struct merge *g) {
     tables_free(g);
     for (uint32_t i = 0; i < g->naggs; i++) free(g->aggs[i]);
     free(g->aggs);
+    free(g->samples);
     free(g->ps);
     free(g->nobody.buf);
     free(g->coord.buf);

@@ -95,7 +95,13 @@ static void region_close(struct merge *g, struct mst *m, uint64_t t, uint64_t se
     m->nregions = kept;
 }
 
+static void pause_end(struct merge *g, struct mst *m, uint64_t t) {
+    if (m->paused) put(g, m, GoGCMarkAssistEnd, t, NULL, 0);
+    m->paused = false;
+}
+
 static void g_forget(struct mst *m) {
+    m->paused = false;
     if (m->start) m->start->refs--;
     m->start = NULL;
     m->gs = GS_NONE;
@@ -116,6 +122,7 @@ static void g_run(struct mst *m, uint64_t id, struct stk *start, uint64_t t, uin
 static void g_destroy(struct merge *g, struct mst *m, uint64_t t) {
     if (m->gs != GS_RUNNING) return;
     m->skipped = 0;
+    pause_end(g, m, t);
     while (m->nregions) region_end(g, m, t, &m->regions[--m->nregions]);
     put(g, m, GoGoDestroy, t, NULL, 0);
     account_unit(g, m, t);
@@ -218,6 +225,7 @@ static void unit_begin(struct merge *g, struct mst *m, uint64_t t, uint64_t id, 
     proc_start(g, m, t);
     uint32_t gen = (uint32_t)created;
     bool known = created != 0 && !gen_before(gen, g->first_gen);
+    if (known && g->waiting) g->waiting--;
     if (!known) put(g, m, GoGoCreate, t, ARRAY(id, stk_use(g, start), 0)); /* submitted before the trace */
     else if (gen != g->gen) g_status(g, &m->out, t, id, NO_M, G_RUNNABLE, start);
     put(g, m, GoGoStart, t, ARRAY(id, 1));
@@ -238,6 +246,7 @@ static void unit_cancel(struct merge *g, uint64_t t, uint64_t id, uint64_t creat
     if (created == 0 || gen_before(gen, g->first_gen)) return; /* the trace does not know it */
     merge_coord_cancel(g, t, id, gen != g->gen, start);
     g->cancelled++;
+    if (g->waiting) g->waiting--;
 }
 
 static void thread_enter(struct merge *g, struct mst *m, uint64_t t, uint64_t id) {
@@ -251,6 +260,7 @@ static void thread_enter(struct merge *g, struct mst *m, uint64_t t, uint64_t id
 
 static void thread_block(struct merge *g, struct mst *m, uint64_t t, struct str *reason, struct stk *stack) {
     if (m->gs != GS_RUNNING) return;
+    pause_end(g, m, t);
     put(g, m, GoGoBlock, t, ARRAY(str_use(g, reason), stk_use(g, stack)));
     proc_stop(g, m, t);
     m->gs = GS_BLOCKED;
@@ -319,10 +329,19 @@ static bool take_log(struct merge *g, struct mst *m, uint64_t t, const uint64_t 
     return true;
 }
 
+static void sample_in(struct merge *g, struct mst *m, uint64_t t, uint64_t weight, struct stk *stack) {
+    if (g->over) return;
+    struct sample s = {.time = t > g->gen_time ? t : g->gen_time, .m = m->out.m, .p = NO_M, .g = NO_M, .stack = stk_use(g, stack)};
+    s.weight = weight > UINT32_MAX ? UINT32_MAX : (uint32_t)weight;
+    if (m->has_p) s.p = m->p;
+    if (m->gs == GS_RUNNING) s.g = m->g;
+    sample_add(g, s);
+}
+
 static const uint8_t arg_counts[OP_MAX] = {
     [OP_CREATE] = 3, [OP_BEGIN] = 3,  [OP_BLOCK] = 2,    [OP_UNBLOCK] = 4, [OP_RESUME] = 1, [OP_ENTER] = 1,
     [OP_TASK] = 4,   [OP_TASK_END] = 2, [OP_REGION] = 4, [OP_LOG] = 3,     [OP_CANCEL] = 3, [OP_SPAN] = 4,
-    [OP_SPAN_END] = 1,
+    [OP_SPAN_END] = 1, [OP_SAMPLE] = 2, [OP_PAUSE] = 1,
 };
 
 /* One event with a time; a holds its arguments.  False: the stream makes no sense. */
@@ -331,6 +350,7 @@ static bool step(struct merge *g, struct mst *m, uint8_t op, uint64_t t, const u
     switch (op) {
     case OP_CREATE:
         if (running) put(g, m, GoGoCreate, t, ARRAY(a[0], stk_use(g, stk_at(m, a[1])), stk_use(g, stk_at(m, a[2]))));
+        g->waiting += running;
         return true;
     case OP_BEGIN: unit_begin(g, m, t, a[0], a[1], stk_at(m, a[2])); return true;
     case OP_END: g_destroy(g, m, t); return true;
@@ -374,6 +394,14 @@ static bool step(struct merge *g, struct mst *m, uint8_t op, uint64_t t, const u
         if (running && a[0]) region_close(g, m, t, a[0]);
         return true;
     case OP_LOG: return take_log(g, m, t, a, p, end);
+    case OP_SAMPLE: sample_in(g, m, t, a[0], stk_at(m, a[1])); return true;
+    case OP_PAUSE:
+        if (running && !m->paused) {
+            put(g, m, GoGCMarkAssistBegin, t, ARRAY(stk_use(g, stk_at(m, a[0]))));
+            m->paused = true;
+        }
+        return true;
+    case OP_PAUSE_END: pause_end(g, m, t); return true;
     default: return false;
     }
 }

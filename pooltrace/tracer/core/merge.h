@@ -7,14 +7,14 @@
 #ifndef POOLTRACE_MERGE_H
 #define POOLTRACE_MERGE_H
 
-#include "core.h"
+#include "process.h"
 
 /* Go's event numbers, as far as we write them; tests compare them with pooltrace/format/spec.py. */
 #define GO_EVENTS(X) \
-    X(EventBatch, 1) X(Stacks, 2) X(Stack, 3) X(Strings, 4) X(String, 5) X(Frequency, 8) X(ProcsChange, 9) \
+    X(EventBatch, 1) X(Stacks, 2) X(Stack, 3) X(Strings, 4) X(String, 5) X(CPUSamples, 6) X(CPUSample, 7) X(Frequency, 8) X(ProcsChange, 9) \
     X(ProcStart, 10) X(ProcStop, 11) X(ProcStatus, 13) X(GoCreate, 14) X(GoCreateSyscall, 15) X(GoStart, 16) \
     X(GoDestroy, 17) X(GoBlock, 20) X(GoUnblock, 21) X(GoSyscallEndBlocked, 24) X(GoStatus, 25) X(STWBegin, 26) \
-    X(STWEnd, 27) X(HeapAlloc, 37) X(HeapGoal, 38) X(UserTaskBegin, 40) X(UserTaskEnd, 41) X(UserRegionBegin, 42) \
+    X(STWEnd, 27) X(GCMarkAssistActive, 34) X(GCMarkAssistBegin, 35) X(GCMarkAssistEnd, 36) X(HeapAlloc, 37) X(HeapGoal, 38) X(UserTaskBegin, 40) X(UserTaskEnd, 41) X(UserRegionBegin, 42) \
     X(UserRegionEnd, 43) X(UserLog, 44) X(GoStatusStack, 48) X(Sync, 50) X(ClockSnapshot, 51) X(EndOfGeneration, 52)
 #define X(name, number) Go##name = number,
 enum go_event { GO_EVENTS(X) };
@@ -46,6 +46,12 @@ struct stk {              /* a stack of this trace */
     uint64_t id;
     uint32_t n;
     struct stk_frame frames[];
+};
+
+struct sample {           /* CPU samples of one moment */
+    uint64_t time, m, p, g; /* NO_M: none */
+    uint64_t stack;       /* its id in this generation */
+    uint32_t weight;      /* how many */
 };
 
 struct out {              /* the batch that is being filled for one M */
@@ -82,6 +88,7 @@ struct mst {              /* one M */
     uint32_t seq;         /* sequenced events of g in this generation */
     uint32_t block_gen;   /* when GS_BLOCKED: in which generation it did */
     uint64_t unit_begin;  /* since when g runs, for the account */
+    bool paused;          /* g is in the collector */
     bool starting;        /* g is the worker's start-up, for the account */
     struct region *regions; /* owned */
     uint32_t nregions, regions_cap;
@@ -130,6 +137,12 @@ struct merge {
     struct agg **aggs;    /* owned */
     uint32_t naggs;
     uint64_t lost_told;   /* of lost_events */
+    uint64_t cpu_period;  /* ns between samples, 0: none */
+    struct sample *samples; /* owned: of this generation */
+    uint32_t nsamples, samples_cap, samples_weight;
+    uint64_t samples_lost; /* in this generation: their log was full */
+    uint64_t cpu_samples; /* that were written in all */
+    uint64_t waiting;     /* units that were created and neither begun nor cancelled */
     uint64_t units, cancelled, items, jobs, lost_workers, events, bytes, generations, lost_events;
     bool over;            /* the last generation is closed: nothing more is written */
     bool failed;          /* no memory: the trace ends at the last whole generation */
@@ -142,6 +155,8 @@ struct str *str_get(struct merge *g, const uint8_t *bytes, uint32_t len);
 struct stk *stk_get(struct merge *g, const struct stk_frame *frames, uint32_t n);
 uint64_t str_use(struct merge *g, struct str *s); /* its id in this generation */
 uint64_t stk_use(struct merge *g, struct stk *s); /* NULL: 0 */
+void sample_add(struct merge *g, struct sample s);
+void samples_write(struct merge *g);              /* before the tables, with what their stacks need */
 void tables_write(struct merge *g);               /* closes a generation's tables */
 void tables_evict(struct merge *g);
 void tables_free(struct merge *g);
@@ -162,6 +177,8 @@ struct gen_info {
     uint64_t before;      /* the clock just before the switch */
     uint64_t wall_sec, wall_nsec;
     uint64_t rss, limit;  /* bytes; 0: not known */
+    const struct process *processes; /* borrowed: what is to be told of them; NULL: nothing */
+    uint32_t n_processes;
 };
 void merge_header(struct merge *g);
 void merge_open(struct merge *g, uint32_t gen, const struct gen_info *info, struct slot **slots, uint32_t n);

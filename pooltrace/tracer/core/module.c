@@ -138,14 +138,14 @@ static struct named_unit *named_units(PyObject *list, uint32_t *n) {
 static PyObject *py_start(PyObject *m, PyObject *args) {
     (void)m;
     int header;
-    unsigned long long period, patience, limit;
+    unsigned long long period, patience, cpu_period, limit;
     PyObject *here, *list;
-    if (!PyArg_ParseTuple(args, "iKKKO!O!", &header, &period, &patience, &limit, &StackType, &here, &PyList_Type, &list))
+    if (!PyArg_ParseTuple(args, "iKKKKO!O!", &header, &period, &patience, &cpu_period, &limit, &StackType, &here, &PyList_Type, &list))
         return NULL;
     struct writer *w = writer_get();
     if (!w) return PyErr_NoMemory();
     if (!registry.head || home_head()) return os_error(EINVAL);
-    struct coord_options o = {.header = header, .period = period, .patience = patience, .limit = limit, .starter_g = atomic_fetch_add(&counters->g, 1)};
+    struct coord_options o = {.header = header, .period = period, .patience = patience, .cpu_period = cpu_period, .limit = limit, .starter_g = atomic_fetch_add(&counters->g, 1)};
     struct named_unit *units = named_units(list, &o.n_units);
     if (!units) return NULL;
     if (writer_valid(w)) { /* it takes P 0 now: a fresh entry */
@@ -170,6 +170,8 @@ static PyObject *py_start(PyObject *m, PyObject *args) {
     w->g = o.starter_g;
     w->seq = 0;
     w->seq_gen = 0;
+    w->trace = w->in_first;
+    ticks_arm(w);
     Py_RETURN_NONE;
 }
 
@@ -186,6 +188,7 @@ static PyObject *py_stop(PyObject *m, PyObject *unused) {
     while (!coord_stopped(1000000000u)) {}
     Py_END_ALLOW_THREADS
     if (w) w->starter = false;
+    ticks_disarm();
     Py_RETURN_NONE;
 }
 
@@ -277,10 +280,10 @@ static PyObject *py_summary(PyObject *m, PyObject *unused) {
         return NULL;
     }
     uint64_t wall = g->end_time > g->begin_time ? g->end_time - g->begin_time : 0;
-    return Py_BuildValue("{s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:O,s:N,s:N}", "wall_ns", wall, "units", g->units,
+    return Py_BuildValue("{s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:O,s:N,s:N}", "wall_ns", wall, "units", g->units,
                          "units_cancelled", g->cancelled, "items", g->items,
                          "jobs", g->jobs, "workers_lost", g->lost_workers, "generations", g->generations, "events", g->events,
-                         "bytes", g->bytes, "lost_events", g->lost_events, "failed", g->failed ? Py_True : Py_False,
+                         "bytes", g->bytes, "lost_events", g->lost_events, "cpu_samples", g->cpu_samples, "failed", g->failed ? Py_True : Py_False,
                          "functions", functions, "slots", slots);
 }
 
@@ -312,7 +315,7 @@ static PyMethodDef methods[] = {
     {"worker_open", py_worker_open, METH_VARARGS, "worker_open(p, read_fd) -> int: an entry for a worker to be. OSError."},
     {"worker_gone", py_worker_gone, METH_VARARGS, "worker_gone(entry, text | None[, g, generation, start]): its process is dead: closes its stream."},
     {"attach", py_attach, METH_VARARGS, "attach(path, entry, write_fd): this thread is that worker. OSError."},
-    {"start", py_start, METH_VARARGS, "start(header, period_ns, patience_ns, limit_bytes, stack, [(g, Stack)]): switches tracing on. OSError."},
+    {"start", py_start, METH_VARARGS, "start(header, period_ns, patience_ns, cpu_period_ns, limit_bytes, stack, [(g, Stack)]): switches tracing on. OSError."},
     {"is_worker", py_is_worker, METH_NOARGS, "is_worker() -> bool: this process is one, and its arena another's."},
     {"stop", py_stop, METH_NOARGS, "stop(): closes the last generation; the reader gets the rest."},
     {"join", py_join, METH_NOARGS, "join(): of the coordinator's thread, after the reader is done."},
@@ -353,7 +356,8 @@ PyMODINIT_FUNC PyInit__core(void) {
     if (intern_init() < 0 || PyType_Ready(&TicketType) < 0) return NULL;
     PyObject *m = PyModule_Create(&module);
     if (!m) return NULL;
-    if (PyModule_AddType(m, &GateType) < 0 || PyModule_AddFunctions(m, thread_methods) < 0 || PyModule_AddFunctions(m, unit_methods) < 0 || add_events(m) < 0 ||
+    if (PyModule_AddType(m, &GateType) < 0 || PyModule_AddFunctions(m, thread_methods) < 0 || PyModule_AddFunctions(m, unit_methods) < 0 || PyModule_AddFunctions(m, sampler_methods) < 0 ||
+        PyModule_AddFunctions(m, figures_methods) < 0 || PyModule_AddFunctions(m, collector_methods) < 0 || add_events(m) < 0 ||
         PyModule_AddIntConstant(m, "REGION", REGION_USER) < 0 || PyModule_AddIntConstant(m, "PHASE", REGION_PHASE) < 0 ||
         PyModule_AddIntConstant(m, "ITEM", REGION_ITEM) < 0 || PyModule_AddIntConstant(m, "MAX_STRING", PT_STRING_MAX) < 0 ||
         PyModule_AddIntConstant(m, "MAX_FRAMES", PT_FRAMES_MAX) < 0 || PyModule_AddObjectRef(m, "Stack", (PyObject *)&StackType) < 0 ||

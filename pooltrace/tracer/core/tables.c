@@ -167,7 +167,62 @@ void out_event(struct merge *g, struct out *o, enum go_event type, uint64_t time
     g->events++;
 }
 
-/* Samples would come first; then stacks, then strings. */
+/* ---- CPU samples ---- */
+#define SAMPLES_MAX (1u << 16) /* moments of one generation */
+#define WEIGHT_MAX (1u << 16)  /* samples of one moment: eleven minutes at 100 Hz, */
+#define WEIGHTS_MAX (1u << 20) /* and of one generation */
+
+void sample_add(struct merge *g, struct sample s) {
+    uint32_t room = WEIGHTS_MAX - g->samples_weight, most = room < WEIGHT_MAX ? room : WEIGHT_MAX;
+    if (s.weight > most) {
+        g->samples_lost += s.weight - most;
+        s.weight = most;
+    }
+    if (!s.weight) return;
+    if (g->nsamples == g->samples_cap) {
+        uint32_t cap = g->samples_cap ? 2 * g->samples_cap : 256;
+        struct sample *grown = cap <= SAMPLES_MAX ? realloc(g->samples, cap * sizeof *grown) : NULL;
+        if (!grown) {
+            g->samples_lost += s.weight;
+            return;
+        }
+        g->samples = grown;
+        g->samples_cap = cap;
+    }
+    g->samples[g->nsamples++] = s;
+    g->samples_weight += s.weight;
+    g->cpu_samples += s.weight;
+    if (s.time > g->last_time) g->last_time = s.time;
+}
+
+/* Go's samples have no weight: each is written as often as it counts, 1 ns apart, since Go's reader would move those that
+ * share a time, and true events along with them. */
+void samples_write(struct merge *g) {
+    uint8_t *buf = g->nsamples ? malloc(PT_BUFFER) : NULL, *p = buf;
+    if (g->nsamples && !buf) g->failed = true;
+    for (uint32_t i = 0; buf && i < g->nsamples; i++) {
+        const struct sample *s = &g->samples[i];
+        for (uint32_t k = 0; k < s->weight; k++) {
+            if (p == buf) *p++ = GoCPUSamples;
+            *p++ = GoCPUSample;
+            uint64_t back = s->weight - 1 - k;
+            p = put_varint(p, s->time - g->gen_time > back ? s->time - back : s->time);
+            p = put_varint(p, s->m);
+            p = put_varint(p, s->p);
+            p = put_varint(p, s->g);
+            p = put_varint(p, s->stack);
+            if ((size_t)(p - buf) + 64 < PT_BLOCK) continue;
+            batch(g, NO_M, g->gen_time, buf, (uint32_t)(p - buf));
+            p = buf;
+        }
+    }
+    if (p != buf) batch(g, NO_M, g->gen_time, buf, (uint32_t)(p - buf));
+    free(buf);
+    g->nsamples = g->samples_weight = 0;
+    g->samples_lost = 0;
+}
+
+/* ---- the tables: samples come before them, stacks before strings ---- */
 void tables_write(struct merge *g) {
     uint8_t *buf = malloc(PT_BUFFER), *p = buf;
     if (!buf) {

@@ -63,6 +63,7 @@ bool writer_register(struct writer *w, bool starter) {
     w->seq_gen = 0;
     w->marks_epoch = 0; /* nothing is defined in this entry's stream */
     w->detached = false;
+    w->trace = 0;
     w->starter = starter;
     return true;
 }
@@ -71,6 +72,7 @@ bool writer_register(struct writer *w, bool starter) {
 void writer_dispose(void *writer) {
     struct writer *w = writer;
     tls_writer = NULL;
+    ticks_drop(w);
     pthread_mutex_lock(&registry.lock); /* the arena stays while we look at it */
     if (w->kind == KIND_THREAD && w->entry && w->epoch == registry.epoch) {
         uint64_t word = LOAD(&w->entry->word);
@@ -94,6 +96,7 @@ void writer_dispose(void *writer) {
 void writer_after_fork(void) {
     struct writer *w = tls_writer;
     home_after_fork();
+    ticks_after_fork();
     if (!w) return;
     w->trunk = NULL;
     w->kind = KIND_THREAD;
@@ -105,6 +108,7 @@ void writer_after_fork(void) {
     w->depth = 0;
     w->starter = false;
     w->detached = false;
+    w->tick = 0; /* timers are not inherited */
 }
 
 /* Leaves the old word behind and moves on; the coordinator may have done it first. */
@@ -218,7 +222,9 @@ int writer_open_anew(struct writer *w, struct event *ev, size_t need) {
         if (whole) { /* somebody published or moved since: keep times in order */
             t = now_ns();
             if (LOAD(&w->head->gen) != g) continue;
-            w->trace = LOAD(&w->head->first_gen);
+            uint64_t trace = LOAD(&w->head->first_gen);
+            if (w->trace != trace) ticks_arm(w);
+            w->trace = trace;
         }
         ev->word = word;
         ev->whole = whole;

@@ -38,7 +38,26 @@ struct writer {               /* one per thread, that thread only (with the GIL)
     struct trunk *trunk;      /* borrowed; workers and guests */
     uint64_t trace;           /* first generation of the trace in which it wrote last */
     bool detached;            /* recording failed here: nothing more is written in this trace */
+    uint32_t tick;            /* its place in ticks, owned; 0: it has no timer */
+    uint64_t cpu, dice;       /* CPU time of the thread at its last sample, ns; for the time of the next */
+    int64_t cpu_left;         /* ns that the samples up to now are too light by */
 };
+
+/* ticks.c: a thread's timer.  A signal's handler looks here: so it is never freed. */
+#define TICKS 1024
+extern struct tick {
+    _Atomic bool due;         /* handler and thread: a sample is to be taken */
+    _Atomic bool is_main;     /* thread, before the timer is made: Python handles signals there */
+    _Atomic bool used;        /* by compare-and-swap: a thread has it */
+} ticks[TICKS];
+void ticks_arm(struct writer *w);  /* a trace is on, and this thread writes its first event there */
+void ticks_set(struct writer *w, uint64_t period); /* for the next sample */
+void ticks_drop(struct writer *w); /* the thread ends */
+void ticks_disarm(void);           /* the trace is over: those of all threads of this process */
+void ticks_after_fork(void);       /* in the child */
+uint64_t ticks_cpu(void);          /* ns of CPU time of this thread */
+int ticks_install(int signum, bool has_main); /* 0, or errno */
+bool ticks_are_ours(int signum);   /* the handler is */
 
 /* An event that is being written. */
 struct event {

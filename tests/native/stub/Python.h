@@ -13,6 +13,11 @@ typedef struct stub_thread_state PyThreadState;
 extern pthread_mutex_t gil;
 extern __thread bool gil_mine;
 
+static inline int PyErr_SetInterruptEx(int signum) {
+    (void)signum;
+    return 0;
+}
+
 static inline PyThreadState *PyEval_SaveThread(void) {
     if (gil_mine) pthread_mutex_unlock(&gil);
     return (PyThreadState *)0;

@@ -1,0 +1,97 @@
+/* CPU samples: where a thread computes, told at the next moment at which its stack can be had.
+ *
+ *   the handler   in that thread, when its timer expires (ticks.c): notes that a sample is due, and has the main thread
+ *                 call sample_tick
+ *   sampler_take  with the GIL, in that thread: the stack of now, as heavy as the CPU time since the last one; then the
+ *                 timer is set anew.  By sample_tick in a main thread, else by the thread's next emit
+ *
+ * So nothing is looked at while Python is in the middle of something, and time is not lost by a delay: a long call in C
+ * has one sample of its whole weight, at its end, in the function that called it.
+ */
+#include "emit.h"
+
+#include <errno.h>
+
+/* What a thread has computed before it came in is not of the trace; but a main thread is always looked at. */
+void sampler_enter(struct writer *w) {
+    if (LOAD(&ticks[w->tick].is_main)) return;
+    STORE(&ticks[w->tick].due, false);
+    w->cpu = ticks_cpu();
+    w->cpu_left = 0;
+    uint64_t period = LOAD(&w->head->cpu_period);
+    if (period) ticks_set(w, period);
+}
+
+static void emit_sample(struct writer *w, uint64_t weight, const struct refs *r) {
+    struct event ev;
+    while (open_with(w, &ev, 48, r, false)) {
+        *ev.p++ = OP_SAMPLE;
+        ev.p = put_varint(ev.p, ev.dt);
+        ev.p = put_varint(ev.p, weight);
+        ev.p = put_varint(ev.p, id_of(r->stack));
+        if (writer_publish(w, &ev)) break;
+    }
+}
+
+/* Python looks for signals within some functions in C: there the innermost frame is that of the worker's own loop. */
+static bool is_in_call(const stack_t_ *s) {
+    static const char loop[] = "pooltrace.pool.worker._Worker._call";
+    const struct string *name = s->n ? s->frames[0].function : NULL;
+    return item_called && name && name->len == sizeof loop - 1 && !memcmp(name->bytes, loop, name->len);
+}
+
+void sampler_take(struct writer *w, stack_t_ *instead) {
+    STORE(&ticks[w->tick].due, false);
+    uint64_t period = LOAD(&w->head->cpu_period), now = ticks_cpu();
+    if (!period || !head_on(w->head)) return; /* the timer stays as it is */
+    int64_t ns = (int64_t)(now - w->cpu) + w->cpu_left;
+    int64_t weight = ns > 0 ? (ns + (int64_t)period / 2) / (int64_t)period : 0;
+    w->cpu = now;
+    w->cpu_left = ns - weight * (int64_t)period;
+    if (weight > 0) {
+        PyObject *type, *value, *traceback;
+        PyErr_Fetch(&type, &value, &traceback); /* an item may have raised */
+        struct refs r = {0};
+        emit_begin();
+        Py_XINCREF(instead);
+        r.stack = instead ? instead : stack_here(0);
+        if (r.stack && w->kind == KIND_WORKER && is_in_call(r.stack)) Py_SETREF(r.stack, (stack_t_ *)Py_NewRef(item_called));
+        if (r.stack) emit_sample(w, (uint64_t)weight, &r);
+        else PyErr_Clear(); /* no memory */
+        emit_end();
+        refs_free(&r);
+        PyErr_Restore(type, value, traceback);
+    }
+    if (w->entry && head_on(w->head)) ticks_set(w, period);
+}
+
+/* sample_tick(signum, frame): the Python-level handler. */
+static PyObject *sample_tick(PyObject *m, PyObject *const *args, Py_ssize_t n) {
+    (void)m, (void)args, (void)n;
+    struct writer *w = ready();
+    if (w && LOAD(&ticks[w->tick].due)) sampler_take(w, NULL);
+    Py_RETURN_NONE;
+}
+
+static PyObject *sample_install(PyObject *m, PyObject *const *args, Py_ssize_t n) {
+    (void)m;
+    uint64_t signum, has_main;
+    if (arg_count(n, 2, "sample_install") < 0 || arg_uint(args[0], &signum) < 0 || arg_uint(args[1], &has_main) < 0) return NULL;
+    errno = ticks_install((int)signum, has_main != 0);
+    if (errno) return PyErr_SetFromErrno(PyExc_OSError);
+    Py_RETURN_NONE;
+}
+
+static PyObject *sample_is_ours(PyObject *m, PyObject *arg) {
+    (void)m;
+    uint64_t signum;
+    if (arg_uint(arg, &signum) < 0) return NULL;
+    return PyBool_FromLong(ticks_are_ours((int)signum));
+}
+
+PyMethodDef sampler_methods[] = {
+    FAST("sample_tick", sample_tick, "sample_tick(signum, frame): the Python-level handler: takes the sample that is due."),
+    FAST("sample_install", sample_install, "sample_install(signum, has_main): the C handler; has_main: Python calls sample_tick. OSError."),
+    {"sample_is_ours", sample_is_ours, METH_O, "sample_is_ours(signum) -> bool: the C handler is the one of that signal."},
+    {NULL, NULL, 0, NULL},
+};

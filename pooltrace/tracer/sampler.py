@@ -1,0 +1,54 @@
+"""What runs on the side while a trace is on: CPU samples, and the collector's pauses.
+
+Here is only the getting ready, once per process: the handlers.  When samples are taken is in ``core/sampler.c``, and
+that they are (with which period) is in the arena's header while a trace is on.
+"""
+
+from __future__ import annotations
+
+import gc
+import signal
+import threading
+
+from pooltrace.tracer import _core, machine
+
+SIGNAL = signal.SIGURG
+"""Ignored by default, so that no sample can end a process; SIGPROF and the interval timers stay the program's."""
+
+
+def prepare(rate: int = 1) -> str:
+    """Makes this process ready for samples and pauses; before a trace, or in a worker before its first unit.
+
+    Returns what will be missing, "" if nothing: a handler that the program has for the signal stays, and there are no
+    samples then (``rate`` 0: nobody asked for them).  In another thread than the main one Python cannot be told of the
+    handler: then the main thread has none.
+    """
+    if _core.collecting not in gc.callbacks:
+        gc.callbacks.append(_core.collecting)
+    if not rate:
+        return ""
+    in_main = threading.current_thread() is threading.main_thread()
+    found = signal.getsignal(SIGNAL)
+    if found is _core.sample_tick and _core.sample_is_ours(SIGNAL):
+        return ""
+    if found not in (signal.SIG_DFL, signal.SIG_IGN, _core.sample_tick):
+        return f"no CPU samples: the program handles {SIGNAL.name} itself"
+    if in_main:
+        signal.signal(SIGNAL, _core.sample_tick)
+    _core.sample_install(SIGNAL, int(in_main))
+    return "" if in_main else "no CPU samples of the main thread: the trace was started in another one"
+
+
+def taken_over() -> str:
+    """What is missing since the program has set a handler of its own; "" if it has not."""
+    return "" if _core.sample_is_ours(SIGNAL) else f"no CPU samples since the program handles {SIGNAL.name} itself"
+
+
+DETAILS = ("none", "unit", "item")
+"""What figures are told of: nothing, each unit, and each item in it, too."""
+
+
+def prepare_worker(detail: str) -> None:
+    """The same in a worker, and what its figures are of: one of DETAILS."""
+    prepare()
+    _core.figures_prepare(DETAILS.index(detail), *machine.throttle_source())

@@ -1,0 +1,420 @@
+"""CPU samples say where the time went: shares as the program itself counted them, by function and by item."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import gotool
+import pytest
+
+import pooltrace
+from pooltrace.errors import MisuseError
+from pooltrace.format import order
+from pooltrace.reader.samples import Sample, SampleReader
+from pooltrace.tracer import sampler, session
+
+Judge = Callable[[str | os.PathLike[str]], order.Summary]
+PERIOD = 0.01
+
+
+def burn(seconds: float) -> float:
+    """Computes in Python; returns how long it did."""
+    begin = time.thread_time()
+    while time.thread_time() - begin < seconds:
+        for _ in range(500):
+            pass
+    return time.thread_time() - begin
+
+
+def hot(seconds: float) -> float:
+    return burn_hot(seconds)
+
+
+def burn_hot(seconds: float) -> float:
+    begin = time.thread_time()
+    while time.thread_time() - begin < seconds:
+        for _ in range(500):
+            pass
+    return time.thread_time() - begin
+
+
+def grind(seconds: float) -> float:
+    """Computes in C, 5 ms and more at a time."""
+    begin = time.thread_time()
+    while time.thread_time() - begin < seconds:
+        sum(range(200_000))
+    return time.thread_time() - begin
+
+
+def nap(seconds: float) -> float:
+    time.sleep(seconds)
+    return 0.0
+
+
+def mixed(seconds: float) -> dict[str, float]:
+    """What one item does in which function, for how long by its own clock."""
+    return {"burn": burn(2 * seconds), "grind": grind(seconds), "nap": nap(seconds)}
+
+
+def read(path: Path) -> list[Sample]:
+    with path.open("rb") as file:
+        return list(SampleReader(file))
+
+
+def by_leaf(samples: list[Sample]) -> Counter[str]:
+    return Counter(sample.frames[0].function for sample in samples if sample.frames)
+
+
+def share_of(counts: Counter[str], name: str) -> float:
+    return counts[f"test_sampler.{name}"] / counts.total()
+
+
+def pprof_top(profile: Path) -> str:
+    gotool.require_go("pprof")
+    return gotool.pprof(profile, "-top")
+
+
+@pytest.mark.parametrize("period", [1.0, 0.1])
+def test_shares_are_those_that_the_program_counted(tmp_path: Path, judge: Judge, period: float) -> None:
+    path = tmp_path / "t.trace"
+    with pooltrace.trace(path, period=period), pooltrace.StdPool(2) as pool:
+        noted = pool.map(mixed, [0.1] * 16, chunksize=2)
+    judge(path)
+    samples = [sample for sample in read(path) if sample.item == "test_sampler.mixed"]
+    counts = by_leaf(samples)
+    total = {name: sum(one[name] for one in noted) for name in noted[0]}
+    for name, seconds in total.items():
+        assert abs(share_of(counts, name) - seconds / sum(total.values())) < 0.03, (counts, total)
+    assert counts["test_sampler.nap"] == 0
+    assert abs(counts.total() * PERIOD - sum(total.values())) < 0.03 * sum(total.values()) + 4 * PERIOD
+    figures = pooltrace.summary()
+    assert figures is not None
+    assert figures["cpu_samples"] >= counts.total()
+    assert figures["lost_events"] == 0
+
+
+def test_each_sample_belongs_to_the_item_that_ran(tmp_path: Path, judge: Judge) -> None:
+    path = tmp_path / "t.trace"
+    with pooltrace.trace(path), pooltrace.StdPool(1) as pool:
+        burned, ground = pool.map_async(hot, [0.3] * 3), pool.map_async(grind, [0.3] * 3)
+        seconds = {"hot": sum(burned.get()), "grind": sum(ground.get())}
+    judge(path)
+    samples = read(path)
+    workers = {
+        event.m
+        for event in order.read_events(path)
+        if event.name == "UserRegionBegin" and event.string("name") == "test_sampler.hot"
+    }
+    for name, took in seconds.items():
+        mine = [sample for sample in samples if sample.item == f"test_sampler.{name}"]
+        leaf = f"test_sampler.{'burn_hot' if name == 'hot' else name}"
+        assert {sample.unit for sample in mine} == {f"test_sampler.{name}"}
+        assert {sample.m for sample in mine} == workers
+        assert {sample.p for sample in mine} != {-1}
+        assert len(by_leaf(mine)) <= 2  # one may fall on the border
+        assert abs(by_leaf(mine)[leaf] * PERIOD - took) <= 0.03 * sum(seconds.values()) + 2 * PERIOD
+
+
+def test_a_function_in_c_is_named_by_its_item(tmp_path: Path, judge: Judge) -> None:
+    """It has no frame of its own, whether Python looks for signals in it (factorial) or not (sum)."""
+    path = tmp_path / "t.trace"
+    with pooltrace.trace(path), pooltrace.StdPool(1) as pool:
+        pool.map(math.factorial, [20_000] * 60, chunksize=20)
+        pool.map(sum, [range(300_000)] * 60, chunksize=20)
+        pool.apply(math.factorial, (60_000,))
+        for _ in range(10):
+            pool.apply_async(sum, ([1] * 3_000_000,)).get()
+    judge(path)
+    samples = [sample for sample in read(path) if sample.item in ("math.factorial", "builtins.sum")]
+    counts = by_leaf(samples)
+    assert counts["math.factorial"] + counts["builtins.sum"] == counts.total() > 30
+    assert {sample.item for sample in samples if sample.frames[0].function == "builtins.sum"} == {"builtins.sum"}
+
+
+def test_a_long_call_in_c_has_its_whole_weight(tmp_path: Path, judge: Judge) -> None:
+    path = tmp_path / "t.trace"
+    with pooltrace.trace(path), pooltrace.StdPool(1) as pool:
+        took = pool.apply(long_call)
+    judge(path)
+    mine = [sample for sample in read(path) if sample.frames and sample.frames[0].function == "test_sampler.long_call"]
+    assert abs(len(mine) * PERIOD - took) <= 2 * PERIOD
+    assert len({sample.time_ns for sample in mine}) == len(mine)  # Go's reader would move those that share one
+
+
+def long_call() -> float:
+    begin = time.thread_time()
+    sum(range(15_000_000))
+    return time.thread_time() - begin
+
+
+def test_the_parent_has_samples_in_its_call_and_outside(tmp_path: Path, judge: Judge) -> None:
+    """The thread that starts is in the trace; the main thread has samples also when another one has started it."""
+    path = tmp_path / "t.trace"
+    with pooltrace.trace(path), pooltrace.StdPool(1) as pool:
+        took = burn(0.5)
+        pool.apply(hot, (0.05,))
+    judge(path)
+    mine = [sample for sample in read(path) if sample.m == threading.main_thread().native_id]
+    assert {(sample.p, sample.g > 0) for sample in mine} == {(0, True)}
+    assert abs(by_leaf(mine)["test_sampler.burn"] * PERIOD - took) <= 2 * PERIOD
+
+
+def test_samples_without_a_unit_are_kept(tmp_path: Path, judge: Judge) -> None:
+    path = tmp_path / "t.trace"
+    started, stop = threading.Event(), threading.Event()
+
+    def elsewhere() -> None:
+        session.start(path)
+        started.set()
+        stop.wait()
+        session.stop()
+
+    sampler.prepare()  # as an earlier trace of the main thread has done
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    started.wait()
+    with pooltrace.StdPool(1) as pool:
+        pool.apply(hot, (0.01,))  # the main thread comes in, and goes out
+        took = burn(0.3)
+    stop.set()
+    thread.join()
+    judge(path)
+    mine = [sample for sample in read(path) if sample.frames and sample.frames[0].function == "test_sampler.burn"]
+    assert {(sample.m, sample.p, sample.g) for sample in mine} == {(threading.main_thread().native_id, -1, -1)}
+    assert abs(len(mine) * PERIOD - took) <= 2 * PERIOD
+
+
+def test_a_thread_s_time_before_its_call_is_not_of_the_call(tmp_path: Path, judge: Judge) -> None:
+    path = tmp_path / "t.trace"
+
+    def other(pool: Any) -> None:
+        pool.apply(hot, (0.01,))
+        burn(0.3)  # outside: only a main thread could be looked at here
+        pool.apply(hot, (0.01,))
+
+    with pooltrace.trace(path), pooltrace.StdPool(1) as pool:
+        thread = threading.Thread(target=other, args=(pool,))
+        thread.start()
+        m = thread.native_id
+        thread.join()
+    judge(path)
+    assert len([sample for sample in read(path) if sample.m == m]) < 5
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_every_start_method(tmp_path: Path, judge: Judge, method: str) -> None:
+    import multiprocessing
+
+    path = tmp_path / "t.trace"
+    with pooltrace.trace(path, cpu_rate=250), pooltrace.StdPool(1, context=multiprocessing.get_context(method)) as pool:
+        took = pool.apply(hot, (0.2,))
+    judge(path)
+    found = by_leaf(read(path))["test_sampler.burn_hot"]
+    assert abs(found / 250 - took) <= 2 / 250
+
+
+def test_no_rate_no_samples(tmp_path: Path, judge: Judge) -> None:
+    path = tmp_path / "t.trace"
+    with pooltrace.trace(path, cpu_rate=0), pooltrace.StdPool(1) as pool:
+        pool.apply(hot, (0.1,))
+        burn(0.1)
+    judge(path)
+    assert read(path) == []
+    with pooltrace.trace(path), pooltrace.StdPool(1) as pool:
+        pool.apply(hot, (0.1,))
+    assert len(read(path)) >= 8
+
+
+@pytest.mark.parametrize("rate", [-1, 1001, 1.5, "100", None])
+def test_rates_that_make_no_sense(tmp_path: Path, rate: Any) -> None:
+    with pytest.raises(MisuseError, match="cpu_rate is a whole number of samples per second from 0"):
+        pooltrace.start(tmp_path / "t.trace", cpu_rate=rate)
+    assert not (tmp_path / "t.trace").exists()
+
+
+def test_a_pool_that_is_older_than_its_traces(tmp_path: Path, judge: Judge) -> None:
+    with pooltrace.StdPool(1) as pool:
+        pool.apply(hot, (0.05,))
+        for i in range(3):
+            path = tmp_path / f"{i}.trace"
+            with pooltrace.trace(path):
+                took = pool.apply(hot, (0.2,))
+            judge(path)
+            assert abs(by_leaf(read(path))["test_sampler.burn_hot"] * PERIOD - took) <= 2 * PERIOD
+
+
+# --- the program's own signals ----------------------------------------------------------------------
+
+
+def own_timer(signum: int, which: int) -> int:
+    """A profiler of the program's own, as it would run in any process; how often it was called."""
+    ticks = 0
+
+    def tick(*_: object) -> None:
+        nonlocal ticks
+        ticks += 1
+
+    before = signal.signal(signum, tick)
+    signal.setitimer(which, 0.01, 0.01)
+    burn(0.3)
+    signal.setitimer(which, 0, 0)
+    signal.signal(signum, before)
+    return ticks
+
+
+@pytest.mark.parametrize(
+    ("signum", "which"),
+    [
+        (signal.SIGPROF, signal.ITIMER_PROF),
+        (signal.SIGVTALRM, signal.ITIMER_VIRTUAL),
+        (signal.SIGALRM, signal.ITIMER_REAL),
+    ],
+)
+def test_the_program_s_own_timers_work_in_worker_and_parent(
+    tmp_path: Path, judge: Judge, signum: int, which: int
+) -> None:
+    path = tmp_path / "t.trace"
+    with pooltrace.trace(path), pooltrace.StdPool(1) as pool:
+        ticks = [pool.apply(own_timer, (signum, which)), own_timer(signum, which)]
+    judge(path)
+    assert min(ticks) >= 15
+    assert by_leaf(read(path))["test_sampler.burn"] >= 50  # and samples there are as well
+
+
+@pytest.fixture
+def own_handler() -> Iterator[list[int]]:
+    """The program handles the sampler's signal itself."""
+    got: list[int] = []
+    before = signal.signal(sampler.SIGNAL, lambda signum, frame: got.append(signum))
+    yield got
+    signal.signal(sampler.SIGNAL, before)
+    sampler.prepare()
+
+
+def test_a_handler_of_the_program_s_stays(
+    tmp_path: Path, judge: Judge, own_handler: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "t.trace"
+    with pooltrace.trace(path), pooltrace.StdPool(1) as pool:
+        pool.apply(hot, (0.1,))
+        burn(0.1)
+        assert own_handler == []
+        signal.raise_signal(sampler.SIGNAL)
+        assert own_handler == [sampler.SIGNAL]
+    judge(path)
+    assert read(path) == []
+    assert [record.getMessage() for record in caplog.records] == [
+        "pooltrace: no CPU samples: the program handles SIGURG itself"
+    ]
+
+
+def take_over() -> int:
+    """In the middle of a unit the program takes the signal for itself: how often it is called, without its doing."""
+    got: list[int] = []
+    before = signal.signal(sampler.SIGNAL, lambda signum, frame: got.append(signum))
+    burn(0.3)
+    signal.signal(sampler.SIGNAL, before)
+    return len(got)
+
+
+def test_who_takes_the_signal_over_sees_one_of_ours_at_most(
+    tmp_path: Path, judge: Judge, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "t.trace"
+    with pooltrace.StdPool(1) as pool, pooltrace.trace(path):
+        assert pool.apply(take_over) <= 1
+        assert take_over() <= 1
+        signal.signal(sampler.SIGNAL, signal.SIG_DFL)
+        burn(0.05)
+    judge(path)
+    assert [record.getMessage() for record in caplog.records] == [
+        "pooltrace: no CPU samples since the program handles SIGURG itself"
+    ]
+
+
+def fork_and_exec() -> tuple[int, int]:
+    """Neither a forked child nor a program that takes this process's place is ended by a timer of ours."""
+    pid = os.fork()
+    if pid == 0:
+        burn(0.1)
+        os._exit(0)
+    forked = os.waitpid(pid, 0)[1]
+    pid = os.fork()
+    if pid == 0:
+        os.execv(sys.executable, [sys.executable, "-c", "for _ in range(3_000_000): pass"])
+    return forked, os.waitpid(pid, 0)[1]
+
+
+def test_forked_and_executed_programs_are_left_alone(tmp_path: Path, judge: Judge) -> None:
+    path = tmp_path / "t.trace"
+    with pooltrace.trace(path), pooltrace.StdPool(1) as pool:
+        assert pool.apply(fork_and_exec) == (0, 0)
+    judge(path)
+
+
+# --- as a user --------------------------------------------------------------------------------------
+
+
+PROGRAM = """\
+import multiprocessing, signal, sys, time
+
+def spin(seconds):
+    begin = time.thread_time()
+    while time.thread_time() - begin < seconds:
+        for _ in range(500): pass
+
+def work(seconds):
+    spin(seconds)
+    time.sleep(seconds)
+
+if __name__ == "__main__":
+    if "own" in sys.argv:
+        signal.signal(signal.SIGURG, lambda *_: None)
+    with multiprocessing.Pool(2) as pool:
+        pool.map(work, [0.1] * 8)
+"""
+
+
+def run(tmp_path: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    (tmp_path / "spin.py").write_text(PROGRAM)
+    command = [sys.executable, "-m", "pooltrace", "run", "-o", "t.trace", *words]
+    return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+
+
+def test_go_s_pprof_names_the_same_functions(tmp_path: Path, judge: Judge) -> None:
+    run(tmp_path, "spin.py")
+    judge(tmp_path / "t.trace")
+    command = [sys.executable, "-m", "pooltrace", "export", "t.trace", "--to", "pprof"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    rows = [line.split() for line in pprof_top(tmp_path / "t.pb.gz").splitlines()]
+    at = next(i for i, row in enumerate(rows) if row[:1] == ["flat"])
+    top = {row[5]: row[0] for row in rows[at + 1 :] if len(row) > 5}
+    assert next(iter(top)) == "__main__.spin", top
+    assert "__main__.work" not in {name for name, flat in top.items() if flat not in ("0", "0.01s", "0.02s")}
+
+
+def test_run_without_samples_and_with_a_handler_of_the_program_s(tmp_path: Path, judge: Judge) -> None:
+    done = run(tmp_path, "--cpu-rate", "0", "spin.py")
+    judge(tmp_path / "t.trace")
+    assert read(tmp_path / "t.trace") == []
+    assert "CPU samples" not in done.stderr
+    done = run(tmp_path, "spin.py", "own")
+    judge(tmp_path / "t.trace")
+    assert "pooltrace: no CPU samples since the program handles SIGURG itself\n" in done.stderr
+    done = subprocess.run(
+        [sys.executable, "-m", "pooltrace", "run", "-o", "u.trace", "--cpu-rate", "5000", "spin.py"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert "from 0 (none) to 1000" in done.stderr
