@@ -41,6 +41,7 @@ class Frame(NamedTuple):
     claimed: bool
 
 def plain(value: object, /) -> bytes | None: ...
+def parts(payload: Buffer, buffer_sizes: Sequence[int], kind: int, /) -> list[tuple[str, int]] | None: ...
 
 class Unit:
     g: int

@@ -8,10 +8,11 @@
  *   worker.c   the worker's end: claims units, answers them
  *   unit.c     units, and rows of them that are not made yet
  *   plain.c    small plain values as bytes
+ *   parts.c    which part of a pickle each argument is; sizes.c says so to Python
  *
- * Nothing here knows what a unit means, or of pickles or tracing, and nothing decides which goes where.  All with the GIL,
- * except where a function says that it waits.  A worker's end belongs to one thread at a time; who has the parent's is
- * there.
+ * Nothing else here knows what a unit means, or of pickles or tracing, and nothing decides which goes where.  All with
+ * the GIL, except where a function says that it waits.  A worker's end belongs to one thread at a time; who has the
+ * parent's is there.
  */
 #ifndef POOLTRACE_CHANNEL_H
 #define POOLTRACE_CHANNEL_H

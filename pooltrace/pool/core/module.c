@@ -1,5 +1,6 @@
 /* pooltrace.pool._channel: both ends of a channel, and the numbers that they agree on. */
 #include "channel.h"
+#include "parts.h"
 #include "plain.h"
 #include "unit.h"
 
@@ -30,6 +31,10 @@ static PyStructSequence_Desc frame_desc = {"pooltrace.pool._channel.Frame", "Wha
 
 static PyMethodDef functions[] = {
     {"plain", plain_function, METH_O, "plain(value) -> bytes | None: as marshal writes it, if it is small and plain."},
+    {"parts", parts_function, METH_VARARGS,
+     "parts(payload, buffer_sizes, kind) -> list[(label, bytes)] | None: how large each argument is in a pickle of what is\n"
+     "sent as APPLY, MAP or STARMAP; labels are positions (\"0\") and keywords (\"?\": it is not known).\n"
+     "None: it is not understood."},
     {NULL, NULL, 0, NULL},
 };
 static struct PyModuleDef module = {
