@@ -30,6 +30,8 @@ from pooltrace.tracer import arena, emit, sampler
 
 FUNCTIONS = 32  # jobs whose function a worker keeps,
 FUNCTION_BYTES = 8 << 20  # as long as they are not larger together; the parent counts along
+PARTS = 16 << 10  # bytes of arguments from which a trace tells how large each of them is
+MOST_PARTS = 32  # of them
 HOLD = 500_000  # ns for which results may be held back, while units are shorter than that
 ASYNC_SINCE = (5, 10)  # Linux before this tells all readers of a pipe when one of them closes it
 
@@ -163,6 +165,7 @@ class _Worker:
         self._kept = Functions()
         self._is_short = False  # it lacks a function which the parent counts on: it leaves, and another has it sent
         self._in_user_code = False  # an interrupt is the user's code's, not ours
+        self._large: Frame | None = None  # what came for the unit that runs, if its parts are to be told
 
     # -- start-up
 
@@ -251,6 +254,9 @@ class _Worker:
         emit.region_begin(emit.PHASE, 0, "send", _STACK)
         self._end.answer(flags, payload, buffers)
         emit.region_end()
+        if self._large is not None:
+            self._tell_parts(self._large)
+            self._large = None
         emit.unit_end(frame.payload, frame.buffers, payload, buffers)
 
     def _answer(self, frame: Frame, function: _Function | None) -> tuple[int, bytes, list[memoryview]]:
@@ -304,7 +310,15 @@ class _Worker:
         finally:
             self._in_user_code = False
 
+    def _tell_parts(self, frame: Frame) -> None:
+        """How large each argument was, if that can be seen in the pickle."""
+        sizes = [len(buffer) for buffer in frame.buffers]
+        for label, size in (_channel.parts(frame.payload or b"", sizes, frame.kind) or [])[:MOST_PARTS]:
+            emit.log(0, f"argument {label} bytes", str(size))
+
     def _unpickle(self, frame: Frame, known: _Function) -> tuple[Callable[..., Any], Any]:
+        if (frame.buffers or len(frame.payload or b"") >= PARTS) and emit.enabled():
+            self._large = frame
         emit.region_begin(emit.PHASE, 0, "unpickle", _STACK)
         try:
             self._in_user_code = True
