@@ -1,0 +1,173 @@
+"""Pauses of Python's collector: ranges that nest in whatever is recorded, over borders, starts, ends and deaths."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import pooltrace
+from pooltrace.errors import WorkerLostError
+from pooltrace.format import order
+from pooltrace.tracer import emit, sampler, session
+
+Judge = Callable[[str | os.PathLike[str]], order.Summary]
+Within = Callable[[Callable[[], object]], None]
+
+
+@pytest.fixture
+def within() -> Iterator[Within]:
+    """Does something in the middle of a full collection: after our callback for its start, before that for its end."""
+    todo: list[Callable[[], object]] = []
+
+    def callback(phase: str, info: dict[str, int]) -> None:
+        if phase == "start" and todo:
+            todo.pop()()
+
+    def collect(action: Callable[[], object]) -> None:
+        todo.append(action)
+        gc.collect()
+        assert not todo
+
+    sampler.prepare()
+    gc.callbacks.append(callback)
+    yield collect
+    gc.callbacks.remove(callback)
+
+
+def pauses(path: Path, m: int | None = None) -> list[str]:
+    m = threading.get_native_id() if m is None else m
+    return [e.name.removeprefix("GCMarkAssist") for e in order.read_events(path) if "MarkAssist" in e.name and e.m == m]
+
+
+@pytest.mark.parametrize("header", ["1.22", "1.23", "1.25", "1.26"])
+def test_a_pause_that_is_open_over_borders(tmp_path: Path, judge: Judge, within: Within, header: str) -> None:
+    path = tmp_path / "t.trace"
+    with pooltrace.trace(path, period=60, header=header):
+        within(lambda: [session.advance() for _ in range(3)])
+        emit.log(0, "after", "it")
+    judge(path)
+    assert pauses(path) == ["Begin", "Active", "Active", "Active", "End"]
+    [begin] = [e for e in order.read_events(path) if e.name == "GCMarkAssistBegin"]
+    assert begin.stack()[0].function == "test_collector.within.<locals>.collect"
+
+
+def test_a_trace_that_starts_within_a_pause(tmp_path: Path, judge: Judge, within: Within) -> None:
+    path = tmp_path / "t.trace"
+    within(lambda: pooltrace.start(path))
+    gc.collect()
+    pooltrace.stop()
+    judge(path)
+    assert pauses(path) == ["Begin", "End"]
+
+
+def test_a_trace_that_ends_within_a_pause(tmp_path: Path, judge: Judge, within: Within) -> None:
+    path = tmp_path / "t.trace"
+    pooltrace.start(path)
+    within(pooltrace.stop)
+    judge(path)
+    assert pauses(path) == ["Begin"]
+    with pooltrace.trace(path):
+        emit.log(0, "another", "trace")
+    judge(path)
+    assert pauses(path) == []
+
+
+def test_a_trace_that_is_another_one_at_the_end_of_a_pause(tmp_path: Path, judge: Judge, within: Within) -> None:
+    first, second = tmp_path / "1.trace", tmp_path / "2.trace"
+    pooltrace.start(first)
+
+    def change() -> None:
+        pooltrace.stop()
+        pooltrace.start(second)
+
+    within(change)
+    pooltrace.stop()
+    judge(first)
+    judge(second)
+    assert (pauses(first), pauses(second)) == (["Begin"], [])
+
+
+def test_regions_and_logs_within_a_pause(tmp_path: Path, judge: Judge, within: Within) -> None:
+    """A finalizer's, say."""
+    path = tmp_path / "t.trace"
+
+    def finalizer() -> None:
+        handle = emit.region_begin(emit.REGION, 0, "finalizer", None)
+        emit.log(0, "in", "it")
+        emit.region_end(handle)
+
+    with pooltrace.trace(path):
+        outer = emit.region_begin(emit.REGION, 0, "outer", None)
+        within(finalizer)
+        emit.region_end(outer)
+    judge(path)
+    names = [e.name for e in order.read_events(path) if e.m == threading.get_native_id()]
+    assert [n for n in names if n.startswith(("UserRegion", "GCMark"))] == [
+        "UserRegionBegin",
+        "GCMarkAssistBegin",
+        "UserRegionBegin",
+        "UserRegionEnd",
+        "GCMarkAssistEnd",
+        "UserRegionEnd",
+    ]
+
+
+def test_a_wait_within_a_pause_ends_it(tmp_path: Path, judge: Judge, within: Within) -> None:
+    path = tmp_path / "t.trace"
+
+    def wait() -> None:
+        ticket = emit.go_block("waiting in a finalizer", None)
+        session.advance()
+        emit.go_resume(ticket)
+
+    with pooltrace.trace(path, period=60):
+        within(wait)
+        gc.collect()
+    judge(path)
+    assert pauses(path) == ["Begin", "End", "Begin", "End"]
+
+
+def test_the_youngest_objects_are_only_counted(tmp_path: Path, judge: Judge) -> None:
+    path = tmp_path / "t.trace"
+    with pooltrace.trace(path):
+        gc.collect(0)
+        gc.collect(1)
+        gc.collect(2)
+    judge(path)
+    assert pauses(path) == ["Begin", "End"] * 2
+
+
+def die_within(header: str) -> None:
+    def callback(phase: str, info: dict[str, int]) -> None:
+        if phase == "start":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    gc.callbacks.append(callback)
+    gc.collect()
+
+
+@pytest.mark.parametrize("header", ["1.22", "1.26"])
+def test_a_worker_that_dies_within_a_pause(tmp_path: Path, judge: Judge, header: str) -> None:
+    path = tmp_path / "t.trace"
+    with pooltrace.trace(path, header=header), pooltrace.StdPool(1) as pool:
+        with pytest.raises(WorkerLostError):
+            pool.apply(die_within, (header,))
+    judge(path)
+    [end] = [e for e in order.read_events(path) if e.name == "GCMarkAssistEnd" and e.m != os.getpid()]
+    [lost] = [e for e in order.read_events(path) if e.name == "UserLog" and e.string("key") == "worker lost"]
+    assert (end.m, end.g) == (lost.m, lost.g)
+    counts = Counter(e.name for e in order.read_events(path) if e.m == end.m)
+    assert counts["GCMarkAssistBegin"] == counts["GCMarkAssistEnd"]
+
+
+def test_the_callback_is_there_once() -> None:
+    sampler.prepare()
+    sampler.prepare()
+    assert sum(callback.__name__ == "collecting" for callback in gc.callbacks if hasattr(callback, "__name__")) == 1
