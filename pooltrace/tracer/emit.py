@@ -6,7 +6,7 @@ argument).  With no trace on, each costs a load and a branch.  Which thread may 
     any thread of the parent   enter, leave, go_create, go_cancel, go_block, go_unblock, go_resume, task_begin, task_end
     a worker's main thread     unit_begin, unit_end, idle, run_chunk, run_call
     its other threads          enter, leave, go_block, go_resume
-    all of them                region_begin, region_end, log
+    all of them                region_begin, region_end, log, user_task_begin, user_task_end
 
 ``Stack`` objects are handles for Python stacks; ``None`` in a stack's place means the stack of now (a start function
 that is ``None`` is left out).  Times are CLOCK_MONOTONIC in ns, taken inside.
@@ -45,6 +45,8 @@ from pooltrace.tracer._core import (
     task_end,
     unit_begin,
     unit_end,
+    user_task_begin,
+    user_task_end,
 )
 
 __all__ = [
@@ -78,4 +80,6 @@ __all__ = [
     "task_end",
     "unit_begin",
     "unit_end",
+    "user_task_begin",
+    "user_task_end",
 ]

@@ -144,6 +144,7 @@ enum op {
     OP_SAMPLE,      /* dt, weight, stack: it has computed there for so many periods of the sampler */
     OP_PAUSE,       /* dt, stack: Python's collector begins here */
     OP_PAUSE_END,   /* dt */
+    OP_USER_TASK,   /* dt, task, parent, name, stack: one of the user's, which is no job; it ends as one does */
     OP_MAX
 };
 enum { RESUME_SELF = 1, RESUME_SAME = 2 }; /* nobody else unblocked it / it was unblocked in this generation */

@@ -14,10 +14,14 @@ extern PyMethodDef thread_methods[], unit_methods[], sampler_methods[], figures_
 extern struct pauses {     /* GIL: of Python's collector, while a trace was on */
     uint64_t count, ns, freed;
 } pauses;
+int annotation_init(PyObject *m); /* annotation.c: adds what users' annotations are made of; 0, or -1 with an exception */
 
 extern int in_emit; /* GIL: tables are emptied only between emits */
 
 static inline bool head_on(const struct head *h) { return h && word_on(LOAD((au64 *)&h->gen)); }
+
+/* A trace is on, this process's own or that in which it is a worker. */
+static inline bool any_trace(void) { return head_on(registry.head) || head_on(home_head()); }
 
 static inline bool is_worker(const struct writer *w) { return w && w->kind == KIND_WORKER && w->entry; }
 

@@ -30,7 +30,7 @@ static PyObject *free_p(PyObject *m, PyObject *arg) {
 }
 static PyObject *enabled(PyObject *m, PyObject *unused) {
     (void)m, (void)unused;
-    return PyBool_FromLong(head_on(registry.head) || head_on(home_head()));
+    return PyBool_FromLong(any_trace());
 }
 static PyObject *take_stack(PyObject *m, PyObject *const *args, Py_ssize_t n) {
     (void)m;

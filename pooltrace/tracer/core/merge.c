@@ -341,7 +341,7 @@ static void sample_in(struct merge *g, struct mst *m, uint64_t t, uint64_t weigh
 static const uint8_t arg_counts[OP_MAX] = {
     [OP_CREATE] = 3, [OP_BEGIN] = 3,  [OP_BLOCK] = 2,    [OP_UNBLOCK] = 4, [OP_RESUME] = 1, [OP_ENTER] = 1,
     [OP_TASK] = 4,   [OP_TASK_END] = 2, [OP_REGION] = 4, [OP_LOG] = 3,     [OP_CANCEL] = 3, [OP_SPAN] = 4,
-    [OP_SPAN_END] = 1, [OP_SAMPLE] = 2, [OP_PAUSE] = 1,
+    [OP_SPAN_END] = 1, [OP_SAMPLE] = 2, [OP_PAUSE] = 1,   [OP_USER_TASK] = 4,
 };
 
 /* One event with a time; a holds its arguments.  False: the stream makes no sense. */
@@ -371,8 +371,9 @@ static bool step(struct merge *g, struct mst *m, uint8_t op, uint64_t t, const u
     case OP_RESUME: thread_resume(g, m, t, a[0]); return true;
     case OP_ENTER: thread_enter(g, m, t, a[0]); return true;
     case OP_TASK:
+    case OP_USER_TASK:
         if (!str_at(m, a[2])) return false;
-        g->jobs++;
+        g->jobs += op == OP_TASK;
         if (running) put(g, m, GoUserTaskBegin, t, ARRAY(a[0], a[1], str_use(g, str_at(m, a[2])), stk_use(g, stk_at(m, a[3]))));
         return true;
     case OP_TASK_END:
