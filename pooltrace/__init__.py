@@ -19,6 +19,8 @@ from pooltrace.errors import (
     TaskTimeoutError,
     WorkerLostError,
 )
+from pooltrace.tracer.annotate import is_enabled, log, region, task
+from pooltrace.tracer.loghandler import LogHandler
 from pooltrace.tracer.session import read_trace, start, start_trace, stop, stop_trace, summary, trace
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BadTraceError",
+    "LogHandler",
     "MisuseError",
     "Pool",
     "PoolBrokenError",
@@ -36,12 +39,16 @@ __all__ = [
     "TaskTimeoutError",
     "WorkerLostError",
     "__version__",
+    "is_enabled",
+    "log",
     "read_trace",
+    "region",
     "start",
     "start_trace",
     "stop",
     "stop_trace",
     "summary",
+    "task",
     "trace",
 ]
 
