@@ -6,6 +6,7 @@ results that they made is in results.py.
 
 from __future__ import annotations
 
+import contextvars
 import os
 import sys
 import threading
@@ -19,7 +20,7 @@ from pooltrace.pool.jobs import Job, Tasks, Unit, Waiting
 from pooltrace.pool.results import Direct, abort, end_iterator, end_job, outcome
 from pooltrace.pool.serialize import Serializer
 from pooltrace.pool.waits import Room
-from pooltrace.tracer import emit
+from pooltrace.tracer import annotate, emit
 
 if TYPE_CHECKING:
     from pooltrace.pool.engine import Engine
@@ -100,7 +101,8 @@ class TaskQueue:
         self._engine.jobs[job_id] = job
         if emit.enabled():
             emit.enter()
-            emit.task_begin(job.task, 0, f"{call}({job.name.rpartition('.')[2]})", _callers_stack())
+            name = f"{call}({job.name.rpartition('.')[2]})"
+            emit.task_begin(job.task, annotate.current(), name, _callers_stack())
             emit.leave()
         if job_id not in self._engine.cache:  # the pool ended meanwhile, and has failed the result
             end_job(self._engine, job_id)
@@ -162,8 +164,8 @@ class TaskQueue:
             job.may_feed = lambda fed: fed - result.taken() < size or engine.state == "CLOSE"
             result.room = job.room
         feeder = threading.Thread(
-            target=self._feed,
-            args=(job, tasks.iterable, chunked, set_length, _callers_stack()),
+            target=contextvars.copy_context().run,  # the user's iterator runs in it
+            args=(self._feed, job, tasks.iterable, chunked, set_length, _callers_stack()),
             name="pooltrace feeder",
             daemon=True,
         )

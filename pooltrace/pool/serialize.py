@@ -252,7 +252,9 @@ def _describe(function: object) -> tuple[str, str, int]:
         function = type(function)
         name = function.__qualname__
     module = getattr(function, "__module__", None)
-    code = getattr(function, "__code__", None) or getattr(getattr(function, _CALL, None), "__code__", None)
+    code = getattr(getattr(function, "__wrapped__", function), "__code__", None) or getattr(
+        getattr(function, _CALL, None), "__code__", None
+    )
     file, line = getattr(code, "co_filename", ""), getattr(code, "co_firstlineno", 0)
     full = f"{module}.{name}" if isinstance(module, str) and module else name
     return full, file if isinstance(file, str) else "", line if isinstance(line, int) else 0

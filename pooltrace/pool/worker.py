@@ -16,6 +16,7 @@ import select
 import signal
 import socket
 import sys
+import threading
 import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
@@ -26,7 +27,7 @@ from pooltrace.errors import InternalError, TaskExitError
 from pooltrace.pool import _channel, descriptors, jobs
 from pooltrace.pool._channel import Frame
 from pooltrace.pool.serialize import Buffer, Cells, Pickled, Serializer, cells_of, describe, is_plain
-from pooltrace.tracer import arena, emit, sampler
+from pooltrace.tracer import annotate, arena, emit, sampler
 
 FUNCTIONS = 32  # jobs whose function a worker keeps,
 FUNCTION_BYTES = 8 << 20  # as long as they are not larger together; the parent counts along
@@ -166,6 +167,8 @@ class _Worker:
         self._is_short = False  # it lacks a function which the parent counts on: it leaves, and another has it sent
         self._in_user_code = False  # an interrupt is the user's code's, not ours
         self._large: Frame | None = None  # what came for the unit that runs, if its parts are to be told
+        self._here = annotate.unit
+        self._here.thread = threading.get_ident()
 
     # -- start-up
 
@@ -249,6 +252,8 @@ class _Worker:
     def _unit(self, frame: Frame) -> None:
         _, given, generation, unit, job, _, payload, _, _ = frame
         function = self._remember(frame) if given or payload is None else self._functions.get(job)
+        if function:
+            self._here.task = function.task
         emit.unit_begin(unit, generation, function.stack if function else None)
         flags, payload, buffers = self._answer(frame, function)
         emit.region_begin(emit.PHASE, 0, "send", _STACK)
