@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
 from pooltrace.errors import MisuseError
-from pooltrace.pool import _channel, jobs
+from pooltrace.pool import _channel, jobs, otel
 from pooltrace.pool._channel import Answer
 from pooltrace.pool.jobs import Job, Tasks, Unit, Waiting
 from pooltrace.pool.results import Direct, abort, end_iterator, end_job, outcome
@@ -98,11 +98,14 @@ class TaskQueue:
 
     def _begin(self, job_id: int, kind: int, function: object, call: str, *, single: bool = False) -> Job:
         job = Job(job_id, kind, function, single)
+        job.carrier, otel_id = otel.carrier()
         self._engine.jobs[job_id] = job
         if emit.enabled():
             emit.enter()
             name = f"{call}({job.name.rpartition('.')[2]})"
             emit.task_begin(job.task, annotate.current(), name, _callers_stack())
+            if otel_id:
+                emit.log(job.task, "otel trace id", otel_id)
             emit.leave()
         if job_id not in self._engine.cache:  # the pool ended meanwhile, and has failed the result
             end_job(self._engine, job_id)

@@ -37,6 +37,7 @@ class Job:
         "__weakref__",
         "_blob",
         "_start",
+        "carrier",
         "chunk",
         "fed",
         "fed_bytes",
@@ -64,6 +65,7 @@ class Job:
         self.function: object = function
         self.name, self.file, self.line = describe(function)
         self.task = emit.new_task()
+        self.carrier: dict[str, str] | None = None  # the OpenTelemetry context of its submission
         self.fed = self.fed_bytes = 0  # units that the feeder has submitted; feeder's thread only
         self.sent = self.sent_bytes = 0  # units that are no longer queued; dispatcher's thread only
         self.room: Room | None = None  # the feeder waits for it when it is too far ahead,
@@ -83,7 +85,7 @@ class Job:
     def blob(self, serializer: Serializer) -> bytes:
         """The function section of a frame, made once: what the worker has to know beforehand, then the function."""
         if self._blob is None:
-            about = marshal.dumps((self.name, self.file, self.line, self.task))
+            about = marshal.dumps((self.name, self.file, self.line, self.task, self.carrier))
             self._blob = len(about).to_bytes(4, "little") + about + serializer.dumps_function(self.function)
         return self._blob
 
@@ -152,10 +154,13 @@ def short(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def read_blob(blob: memoryview) -> tuple[tuple[str, str, int, int], memoryview]:
+About = tuple[str, str, int, int, dict[str, str] | None]  # name, file, line, task, carrier
+
+
+def read_blob(blob: memoryview) -> tuple[About, memoryview]:
     """The parts of `Job.blob`, in the worker."""
     at = 4 + int.from_bytes(blob[:4], "little")
-    about: tuple[str, str, int, int] = marshal.loads(blob[4:at])
+    about: About = marshal.loads(blob[4:at])
     return about, blob[at:]
 
 

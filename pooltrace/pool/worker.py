@@ -24,7 +24,7 @@ from types import FrameType, TracebackType
 from typing import Any, NamedTuple, NoReturn
 
 from pooltrace.errors import InternalError, TaskExitError
-from pooltrace.pool import _channel, descriptors, jobs
+from pooltrace.pool import _channel, descriptors, jobs, otel
 from pooltrace.pool._channel import Frame
 from pooltrace.pool.serialize import Buffer, Cells, Pickled, Serializer, cells_of, describe, is_plain
 from pooltrace.tracer import annotate, arena, emit, sampler
@@ -74,6 +74,7 @@ def main(setup: Setup, initializer: Callable[..., object] | None, initargs: Iter
     _die_with_parent(setup.lifeline.fd)
     pid = os.getpid()
     try:
+        otel.forget()
         worker = _Worker(setup, channel)
         if worker.start(initializer, initargs):
             worker.run()
@@ -112,10 +113,10 @@ def _die_with_parent(fd: int) -> None:
 class _Function:
     """A job's function, as it came."""
 
-    __slots__ = ("cells", "loaded", "name", "pickled", "stack", "task")
+    __slots__ = ("carrier", "cells", "loaded", "name", "pickled", "stack", "task")
 
     def __init__(self, blob: Buffer) -> None:
-        (self.name, file, line, self.task), pickled = jobs.read_blob(memoryview(blob))
+        (self.name, file, line, self.task, self.carrier), pickled = jobs.read_blob(memoryview(blob))
         self.stack = emit.frame(self.name, file, line)
         self.pickled = bytes(pickled)
         self.loaded: Callable[..., Any] | None = None
@@ -301,11 +302,12 @@ class _Worker:
         if known is None:
             lost = payload is None
             raise MemoryError("no memory for what was sent") if lost else InternalError("no function came with a unit")
-        if known.loaded is not None and is_plain(payload):
-            function, what = known.load(), marshal.loads(payload)
-        else:
-            function, what = self._unpickle(frame, known)
+        token = None if known.carrier is None else otel.attach(known.carrier)
         try:
+            if known.loaded is not None and is_plain(payload):
+                function, what = known.load(), marshal.loads(payload)
+            else:
+                function, what = self._unpickle(frame, known)
             self._in_user_code = True
             if kind != _channel.APPLY:
                 star = int(kind == _channel.STARMAP)
@@ -314,6 +316,8 @@ class _Worker:
             return emit.run_call(function, args, kwds, known.task, known.name, known.stack)
         finally:
             self._in_user_code = False
+            if token is not None:
+                otel.detach(token)
 
     def _tell_parts(self, frame: Frame) -> None:
         """How large each argument was, if that can be seen in the pickle."""
