@@ -14,7 +14,7 @@ HERE = Path(__file__).resolve().parent / "seeds"
 
 (STRING, STACK, TIME) = range(1, 4)
 (CREATE, BEGIN, END, CANCEL, IDLE, BLOCK, UNBLOCK, RESUME, ENTER, LEAVE) = range(8, 18)
-(TASK, TASK_END, REGION, REGION_END, LOG, SPAN, SPAN_END, SAMPLE, PAUSE, PAUSE_END) = range(18, 28)
+(TASK, TASK_END, REGION, REGION_END, LOG, SPAN, SPAN_END, SAMPLE, PAUSE, PAUSE_END, USER_TASK) = range(18, 29)
 SELF, SAME = 1, 2
 T0 = 10**9  # the clock of fuzz_merge: no later than the machine's own, or the merge does not believe it
 
@@ -50,6 +50,7 @@ def names() -> bytes:
 
 def unit(g: int, created: int) -> bytes:
     items = b"".join(op(REGION, 50, 2, 7, 1, 2) + op(REGION_END, 900) for _ in range(3))
+    items += op(USER_TASK, 5, 8, 7, 1, 2) + op(TASK_END, 5, 8, 2)
     items += op(SPAN, 5, 9, 7, 1, 2) + op(SPAN, 5, 10, 7, 1, 2) + op(SPAN_END, 5, 9) + op(SPAN_END, 5, 10)
     phase = string(3, b"unpickle") + op(REGION, 10, 1, 0, 3, 0) + op(REGION_END, 40)
     items += op(SAMPLE, 3, 1, 2) + op(PAUSE, 2, 2) + op(SAMPLE, 3, 4, 2) + op(PAUSE_END, 7)
