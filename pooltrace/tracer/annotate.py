@@ -94,8 +94,11 @@ class task(_core.Annotation):
 
     def _end(self) -> None:
         me, now, begun = get_ident(), _current.get(), self._begun
-        # the one of this context, as a rule; else the last one of this thread, else the last one
-        entry = max(begun, key=lambda entry: (entry[1] is now, entry[0] == me, entry[1].number))
+        entry = begun[-1]
+        if (
+            entry[1] is not now
+        ):  # that of this context, if there is one; else the last one of this thread; else the last
+            entry = max(begun, key=lambda entry: (entry[1] is now, entry[0] == me, entry[1].number))
         begun.remove(entry)
         thread: int = entry[0]
         ended: _Task = entry[1]
@@ -127,13 +130,16 @@ class region(_core.Annotation):
         self._begun.append((get_ident(), id(sys._getframe(1)), handle))
 
     def _end(self) -> None:
-        # coroutines may share this object, so that of the same frame goes before the last one
         me, frame, begun = get_ident(), id(sys._getframe(1)), self._begun
-        mine = [entry for entry in begun if entry[0] == me]
-        if mine:
+        entry = begun[-1]
+        if entry[0] != me or entry[1] != frame:
+            # coroutines may share this object: that of this frame, if there is one; else the last one of this thread
+            mine = [entry for entry in begun if entry[0] == me]
+            if not mine:
+                return
             entry = next((entry for entry in reversed(mine) if entry[1] == frame), mine[-1])
-            begun.remove(entry)
-            _close(entry[2])
+        begun.remove(entry)
+        _close(entry[2])
 
     def __call__(self, function: _F) -> _F:
         if isinstance(function, (staticmethod, classmethod)):
