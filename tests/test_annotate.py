@@ -27,7 +27,7 @@ from faults import METHODS, Fifos
 import pooltrace
 from pooltrace import log, region, task, trace
 from pooltrace.format.order import Summary
-from pooltrace.tracer import annotate, emit
+from pooltrace.tracer import _core, annotate, emit
 
 Judge = Callable[[str | os.PathLike[str]], Summary]
 FACES = {"multiprocess": (multiprocess, pooltrace.Pool), "multiprocessing": (multiprocessing, pooltrace.StdPool)}
@@ -292,6 +292,7 @@ def test_a_thread_is_in_the_trace_only_while_it_says_something(tmp_path: Path, j
         log("u log", "")
         with task("u task"):
             pass
+        annotated.decorated(1)
         with region("u region"):
             with region("u inner"):
                 pass
@@ -302,7 +303,7 @@ def test_a_thread_is_in_the_trace_only_while_it_says_something(tmp_path: Path, j
         in_thread(run)
     judge(path)
     assert depths == [True, False]
-    assert len(Said(path).regions) == 2
+    assert len(Said(path).regions) == 3
 
 
 # What may be done with them
@@ -426,10 +427,10 @@ def test_no_chain_is_kept_of_tasks_that_beget_tasks(tmp_path: Path) -> None:
             with task("u again"):
                 if left:
                     asyncio.get_running_loop().call_soon(again, left - 1)
-            found, depth = annotate._current.get(), 0
-            while found is not None:
-                found, depth = found.parent, depth + 1
-            depths.append(depth)
+                found, depth = annotate._current.get(), 0
+                while found is not None:
+                    found, depth = found.parent, depth + 1
+                depths.append(depth)
             if not left:
                 done.set_result(None)
 
@@ -439,7 +440,7 @@ def test_no_chain_is_kept_of_tasks_that_beget_tasks(tmp_path: Path) -> None:
     with trace(tmp_path / "t.trace"):
         asyncio.run(main())
     assert len(depths) == 51
-    assert max(depths) <= 3
+    assert max(depths) == 2
 
 
 def test_names_and_values_are_cut_and_escaped(tmp_path: Path, judge: Judge) -> None:
@@ -495,6 +496,54 @@ def test_a_message_is_made_a_str_only_for_a_trace(tmp_path: Path, judge: Judge) 
     judge(path)
     values = [one.value for one in Said(path).logs]
     assert values == ["said", "<Refuses object whose str() fails>", "7", "None"]
+
+
+def test_without_a_trace_nothing_is_begun(tmp_path: Path) -> None:
+    begun: list[int] = []
+
+    class Counted(_core.Annotation):
+        def _begin(self) -> None:
+            begun.append(1)
+            self._begun.append(1)
+
+        def _end(self) -> None:
+            self._begun.pop()
+            begun.append(-1)
+
+    with Counted("off"):
+        assert not begun
+    with trace(tmp_path / "t.trace"):
+        with Counted("on"):
+            assert begun == [1]
+    assert begun == [1, -1]
+
+
+def nested(number: int) -> int:
+    with pooltrace.StdPool(1) as pool, task("u nested"):
+        pool.apply(abs, (number,))
+        return emit.new_task()
+
+
+def test_a_pool_inside_a_worker(tmp_path: Path, judge: Judge) -> None:
+    """Its jobs are not in the trace, and their numbers are nobody else's."""
+    path = tmp_path / "t.trace"
+
+    class Outer(pooltrace.StdPool):
+        @staticmethod
+        def Process(ctx: Any, **options: Any) -> Any:
+            return Process(**options)
+
+    class Process(multiprocessing.get_context("fork").Process):  # type: ignore[name-defined,misc]
+        daemon = property(lambda self: False, lambda self, value: None)
+
+    with trace(path), Outer(1, context=multiprocessing.get_context("fork")) as pool:
+        with task("u caller"):
+            numbers = pool.map(nested, range(2), chunksize=1)
+    judge(path)
+    said = Said(path)
+    assert sorted(one.name for one in said.tasks.values()) == ["map(nested)", "u caller", "u nested", "u nested"]
+    assert not set(numbers) & said.tasks.keys()
+    assert min(numbers) > min(said.tasks)
 
 
 def test_is_enabled(tmp_path: Path) -> None:
@@ -762,6 +811,21 @@ def test_the_child_of_a_fork_has_neither_tracer_nor_task(tmp_path: Path, judge: 
     assert [one.parent for one in child.tasks.values()] == [0]
     assert child.log("u after").task == 0
     assert child.ended.keys() == child.tasks.keys()
+
+
+def fork_in_unit() -> tuple[int, int]:
+    """The current task, and that of a child, which is in no unit."""
+    pid = os.fork()
+    if pid == 0:
+        os._exit(min(annotate.current() + annotate.unit.thread, 100))
+    return annotate.current(), os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def test_the_child_of_a_fork_in_a_unit_is_in_no_unit() -> None:
+    with pooltrace.StdPool(1) as pool:
+        job, child = pool.apply(fork_in_unit)
+    assert job > 0
+    assert child == 0
 
 
 def test_a_program_without_pool_or_trace() -> None:

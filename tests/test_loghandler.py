@@ -80,7 +80,7 @@ def test_workers_and_their_threads(tmp_path: Path, judge: Judge, method: str) ->
     assert {said.tasks[one.task].name for one in said.logs} == {"map(warn)"}
 
 
-def test_nothing_is_formatted_without_a_trace(logger: logging.Logger) -> None:
+def test_nothing_is_formatted_without_a_trace(logger: logging.Logger, capsys: pytest.CaptureFixture[str]) -> None:
     class Message:
         def __str__(self) -> str:
             raise AssertionError
@@ -93,6 +93,7 @@ def test_nothing_is_formatted_without_a_trace(logger: logging.Logger) -> None:
     logger.addHandler(handler)
     logger.warning("%s", Message())
     handler.emit(logging.makeLogRecord({"msg": Message()}))
+    assert capsys.readouterr().err == ""
 
 
 def test_what_fails_is_the_handler_s(

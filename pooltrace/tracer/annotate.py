@@ -95,9 +95,8 @@ class task(_core.Annotation):
     def _end(self) -> None:
         me, now, begun = get_ident(), _current.get(), self._begun
         entry = begun[-1]
-        if (
-            entry[1] is not now
-        ):  # that of this context, if there is one; else the last one of this thread; else the last
+        if entry[1] is not now:
+            # that of this context, if there is one; else the last one of this thread; else the last one
             entry = max(begun, key=lambda entry: (entry[1] is now, entry[0] == me, entry[1].number))
         begun.remove(entry)
         thread: int = entry[0]

@@ -15,7 +15,8 @@ static PyObject *new_g(PyObject *m, PyObject *const *args, Py_ssize_t n) {
 }
 static PyObject *new_task(PyObject *m, PyObject *unused) {
     (void)m, (void)unused;
-    return PyLong_FromUnsignedLongLong(atomic_fetch_add(&counters->task, 1));
+    struct head *home = home_head(); /* a pool inside a worker: what is said of its jobs is in the parent's trace */
+    return PyLong_FromUnsignedLongLong(atomic_fetch_add(home ? &home->next.task : &counters->task, 1));
 }
 static PyObject *new_p(PyObject *m, PyObject *unused) {
     (void)m, (void)unused;
