@@ -307,7 +307,7 @@ def _in_order(path: Path) -> bool:
     return True
 
 
-@pytest.mark.parametrize("target", ["fuzz_merge", "fuzz_gather", "fuzz_raw"])
+@pytest.mark.parametrize("target", ["fuzz_merge", "fuzz_gather", "fuzz_parts", "fuzz_raw"])
 def test_fuzz_targets_find_nothing_in_a_few_seconds(
     target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -323,7 +323,7 @@ def test_the_seeds_are_those_that_their_generator_makes(tmp_path: Path) -> None:
     copy.mkdir()
     shutil.copy(FUZZ / "make_seeds.py", copy)
     run(sys.executable, copy / "make_seeds.py")
-    for folder in ("fuzz_merge", "fuzz_gather"):
+    for folder in ("fuzz_merge", "fuzz_gather", "fuzz_parts"):
         made = {path.name: path.read_bytes() for path in (copy / "seeds" / folder).iterdir()}
         kept = {path.name: path.read_bytes() for path in (FUZZ / "seeds" / folder).iterdir()}
         assert {name: kept.get(name) for name in made} == made  # there may be more: what was found once

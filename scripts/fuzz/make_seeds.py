@@ -1,6 +1,7 @@
 """Writes the seeds of the fuzz targets in C: ``python scripts/fuzz/make_seeds.py``, again after a change to a script.
 
-The opcodes and the scripts' commands stand at the heads of core.h, fuzz_merge.c and fuzz_gather.c. The seeds of
+The opcodes and the scripts' commands stand at the heads of core.h, fuzz_merge.c, fuzz_gather.c and
+fuzz_parts.c. The seeds of
 fuzz_raw.py are the golden traces in tests/golden.
 """
 
@@ -208,8 +209,39 @@ def gather_seeds() -> Iterable[tuple[str, bytes]]:
     yield "cut", start + block(1, 0, 0, data, announced=500) + ADVANCE + to_pipe(1, b"x" * 200) + ADVANCE
 
 
+# --- fuzz_parts: a pickle --------------------------------------------------------------------------
+
+CALL, ITEMS, ROWS = range(3)
+
+
+def pickled(kind: int, body: bytes, *sizes: int, protocol: int = 5) -> bytes:
+    head = struct.pack(f"<B{len(sizes)}H", kind | len(sizes) << 2, *sizes)
+    return head + bytes([0x80, protocol]) + body + b"."
+
+
+def parts_seeds() -> Iterable[tuple[str, bytes]]:
+    """By hand: what Python's picklers put into the memo depends on the version."""
+    text, blob = b"\x8c\5hello\x94", b"B\4\0\0\0blob"
+    several = b"](K\1M\2\2J\3\0\0\0G\0\0\0\0\0\0\0\0\x8a\1\5e"
+    kwds = b"}\x94(\x8c\1a\x94K\1h\0N\x8c\1bj\1\0\0\0u"
+    thing = b"cnowhere\nThing\nq\5)\x81}X\1\0\0\0xK\1sb"
+    row = text + b"N\x86\x94"
+    yield "call", pickled(CALL, b"\x95\x20" + bytes(7) + b"(" + text + blob + several + b"h\0t" + kwds + b"\x86\x94")
+    yield "short", pickled(CALL, b"X\1\0\0\0aq\0" + thing + b"\x86q\1}h\0Ns\x86", protocol=2)
+    yield "list", pickled(CALL, b"]" + text + b"aN\x85a}\x86")
+    yield "items", pickled(ITEMS, b"(" + text + several + b"\x8f(K\1\x90(K\2\x91\x88\x89t\x94")
+    yield "rows", pickled(ROWS, b"](" + row + b"h\1](" + text + b"NNNe)(K\1NNNte\x94")
+    yield "three", pickled(ROWS, row + b"]K\1a](" + text + b"Ne\x87")
+    yield "beside", pickled(CALL, b"\x97\x98N\x97\x87}\x86", 9, 60_000)
+    yield "beside-items", pickled(ROWS, b"\x97\x85\x97N\x86\x86", 9, 60_000)
+    yield "knot", pickled(CALL, b"N]\x94h\0\x85\x94a0h\1(NNN]\x94(NNNh\2t\x94a1h\3\x87}\x86")
+    aside = b"cnowhere\nset\nh\0N\x86R0"
+    yield "aside", pickled(CALL, b"(" + text + thing + aside + b"}\x94h\6" + text + b"Ns0h\0t}\x86")
+
+
 def main() -> None:
-    for target, seeds in (("fuzz_merge", merge_seeds()), ("fuzz_gather", gather_seeds())):
+    targets = (("fuzz_merge", merge_seeds()), ("fuzz_gather", gather_seeds()), ("fuzz_parts", parts_seeds()))
+    for target, seeds in targets:
         directory = HERE / target
         directory.mkdir(parents=True, exist_ok=True)
         for name, data in seeds:
