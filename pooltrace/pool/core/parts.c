@@ -30,7 +30,7 @@
 enum opcode { BINGET = 'h', LONG_BINGET = 'j', BINUNICODE = 'X', POP = '0', PROTO = 0x80, SHORT_BINUNICODE = 0x8c };
 
 enum act {
-    UNKNOWN, NOTHING, FRAME, STOP, MARK,
+    UNKNOWN, FRAME, STOP, MARK,
     PUSH, UNICODE, GET, DUP, BUFFER,    /* one more element */
     FOLD1, FOLD2, FOLD3, REDUCE,        /* so many become one; REDUCE: two */
     EMPTY_TUPLE, TUPLE1, TUPLE2, TUPLE3, TUPLE,
@@ -403,7 +403,6 @@ static bool to_mark(struct scan *s, enum act act) {
 static inline bool step(struct scan *s, enum act act) {
     switch (act) {
     case PUSH: return push(s, SHAPE_OTHER);
-    case NOTHING: return true;
     case MEMOIZE: return put(s, s->n_memo);
     case PUT: return put(s, s->number);
     case GET: return get(s, s->number);
