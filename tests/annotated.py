@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+import unitlogs
+
 from pooltrace import log, region, task
 from pooltrace.format import order
 
@@ -179,7 +181,7 @@ class Said:
                 assert (opened.name, opened.task) == (event.string("name"), event.arg("task"))
                 if opened.name.startswith("u "):
                     self.regions.append(opened._replace(end=event.time))
-            elif event.name == "UserLog":
+            elif unitlogs.is_users(event):
                 said = Log(event.m, event.arg("task"), event.string("key"), event.string("value"), event.time)
                 self.logs.append(said)
         self.open = [region.name for regions in begun.values() for region in regions]
