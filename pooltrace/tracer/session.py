@@ -12,8 +12,8 @@ The advance (core/coord.c, core/writer.c)
     storing the new one.  Else an M could write into a generation that is not gathered from it.  A worker's threads
     register in the arena's table, with a fence in the lock's place.
 Form (core/merge.c, core/generation.c)
- 5. A generation begins with the statuses in which the streams ended, ProcsChange and HeapGoal; what idles has its
-    status from M -1 (another M's batch would bind it there).
+ 5. A generation begins with the statuses in which the streams ended, pauses of the collector that are open, ProcsChange
+    and HeapGoal; what idles has its status from M -1 (another M's batch would bind it there).
  6. A G that was made or blocked in an older generation has its status before it is started or unblocked, once.
  7. Units that wait are not repeated in each generation: 100,000 of them would swamp the file.
  8. No time lies outside its generation: what is written for others has the time of the switch or of the last event.
@@ -29,13 +29,15 @@ Starting, waiting, ending
     with leave().  What a worker's thread says goes up the worker's pipe, its end last: else a later thread with the
     same id could stand before it in the file.
 15. An end without a begin in this trace is dropped, by the merge.  The end of a region that is not the innermost first
-    ends those in it; a later end of theirs does nothing.
+    ends those in it; a later end of theirs does nothing.  A pause of the collector needs a running G: else it is only
+    counted, and told with the next unit.
 16. A dead worker's pipe is read to its end, then its buffer; then its stream is closed, with the unit that it had
     claimed even if it had not said that it began; then the slot is filled.  A unit that will never run is started and
     ended on the coordinator's M: else it would wait for ever.
 Robustness
 17. Nothing is dropped silently: losses are counted in the arena, told in the file (logs "events lost") and in the
-    summary.  When the reader does not read, workers wait, as long as their patience for one trace lasts.
+    summary.  When the reader does not read, workers wait, as long as their patience for one trace lasts.  CPU samples
+    beyond what their log holds are counted (a log "cpu samples lost").
 18. Batches go to the sink as they come, and to the file itself: memory does not grow with the run, and a kill loses no
     more than the generation at hand.
 19. A sink that fails ends the trace, never the job; the first error is raised by stop().
