@@ -251,8 +251,8 @@ class _Worker:
         return self._functions.get(frame.job)
 
     def _unit(self, frame: Frame) -> None:
-        _, given, generation, unit, job, _, payload, _, _ = frame
-        function = self._remember(frame) if given or payload is None else self._functions.get(job)
+        _, given, generation, unit, job, _, came, beside, _ = frame
+        function = self._remember(frame) if given or came is None else self._functions.get(job)
         if function:
             self._here.task = function.task
         emit.unit_begin(unit, generation, function.stack if function else None)
@@ -263,7 +263,7 @@ class _Worker:
         if self._large is not None:
             self._tell_parts(self._large)
             self._large = None
-        emit.unit_end(frame.payload, frame.buffers, payload, buffers)
+        emit.unit_end(came, beside, payload, buffers)
 
     def _answer(self, frame: Frame, function: _Function | None) -> tuple[int, bytes, list[memoryview]]:
         value: Any
