@@ -55,7 +55,7 @@ def test_a_pause_that_is_open_over_borders(tmp_path: Path, judge: Judge, within:
     judge(path)
     assert pauses(path) == ["Begin", "Active", "Active", "Active", "End"]
     [begin] = [e for e in order.read_events(path) if e.name == "GCMarkAssistBegin"]
-    assert begin.stack()[0].function == "test_collector.within.<locals>.collect"
+    assert begin.stack()[0].function.endswith("collect")
 
 
 def test_a_trace_that_starts_within_a_pause(tmp_path: Path, judge: Judge, within: Within) -> None:

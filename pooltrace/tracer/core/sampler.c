@@ -35,7 +35,11 @@ static void emit_sample(struct writer *w, uint64_t weight, const struct refs *r)
 
 /* Python looks for signals within some functions in C: there the innermost frame is that of the worker's own loop. */
 static bool is_in_call(const stack_t_ *s) {
+#if PY_VERSION_HEX >= 0x030B0000
     static const char loop[] = "pooltrace.pool.worker._Worker._call";
+#else
+    static const char loop[] = "pooltrace.pool.worker._call"; /* there are no qualified names */
+#endif
     const struct string *name = s->n ? s->frames[0].function : NULL;
     return item_called && name && name->len == sizeof loop - 1 && !memcmp(name->bytes, loop, name->len);
 }
