@@ -21,10 +21,13 @@ import pooltrace
 from pooltrace.errors import MisuseError
 from pooltrace.format import order
 from pooltrace.reader.samples import Sample, SampleReader
-from pooltrace.tracer import sampler, session
+from pooltrace.tracer import sampler
 
 Judge = Callable[[str | os.PathLike[str]], order.Summary]
 PERIOD = 0.01
+EDGE = 3 * PERIOD
+"""What a stretch's samples may be off: the timer is set for up to 1.5 periods, expires with the kernel's clock (up to one
+more), and samples are whole ones (half of one)."""
 
 
 def burn(seconds: float) -> float:
@@ -96,7 +99,7 @@ def test_shares_are_those_that_the_program_counted(tmp_path: Path, judge: Judge,
     for name, seconds in total.items():
         assert abs(share_of(counts, name) - seconds / sum(total.values())) < 0.03, (counts, total)
     assert counts["test_sampler.nap"] == 0
-    assert abs(counts.total() * PERIOD - sum(total.values())) < 0.03 * sum(total.values()) + 4 * PERIOD
+    assert abs(counts.total() * PERIOD - sum(total.values())) < 0.03 * sum(total.values()) + 2 * EDGE
     figures = pooltrace.summary()
     assert figures is not None
     assert figures["cpu_samples"] >= counts.total()
@@ -122,7 +125,7 @@ def test_each_sample_belongs_to_the_item_that_ran(tmp_path: Path, judge: Judge) 
         assert {sample.m for sample in mine} == workers
         assert {sample.p for sample in mine} != {-1}
         assert len(by_leaf(mine)) <= 2  # one may fall on the border
-        assert abs(by_leaf(mine)[leaf] * PERIOD - took) <= 0.03 * sum(seconds.values()) + 2 * PERIOD
+        assert abs(by_leaf(mine)[leaf] * PERIOD - took) <= 0.03 * sum(seconds.values()) + EDGE
 
 
 def test_a_function_in_c_is_named_by_its_item(tmp_path: Path, judge: Judge) -> None:
@@ -147,7 +150,7 @@ def test_a_long_call_in_c_has_its_whole_weight(tmp_path: Path, judge: Judge) -> 
         took = pool.apply(long_call)
     judge(path)
     mine = [sample for sample in read(path) if sample.frames and sample.frames[0].function == "test_sampler.long_call"]
-    assert abs(len(mine) * PERIOD - took) <= 2 * PERIOD
+    assert abs(len(mine) * PERIOD - took) <= EDGE
     assert len({sample.time_ns for sample in mine}) == len(mine)  # Go's reader would move those that share one
 
 
@@ -166,32 +169,48 @@ def test_the_parent_has_samples_in_its_call_and_outside(tmp_path: Path, judge: J
     judge(path)
     mine = [sample for sample in read(path) if sample.m == threading.main_thread().native_id]
     assert {(sample.p, sample.g > 0) for sample in mine} == {(0, True)}
-    assert abs(by_leaf(mine)["test_sampler.burn"] * PERIOD - took) <= 2 * PERIOD
+    assert abs(by_leaf(mine)["test_sampler.burn"] * PERIOD - took) <= EDGE
 
 
-def test_samples_without_a_unit_are_kept(tmp_path: Path, judge: Judge) -> None:
-    path = tmp_path / "t.trace"
+OUTSIDE = """\
+import threading, time, sys
+import pooltrace
+
+def hot(seconds):
+    begin = time.thread_time()
+    while time.thread_time() - begin < seconds:
+        for _ in range(500): pass
+
+def elsewhere():
+    pooltrace.start("t.trace")
+    started.set()
+    stop.wait()
+    pooltrace.stop()
+
+if __name__ == "__main__":
     started, stop = threading.Event(), threading.Event()
-
-    def elsewhere() -> None:
-        session.start(path)
-        started.set()
-        stop.wait()
-        session.stop()
-
-    sampler.prepare()  # as an earlier trace of the main thread has done
     thread = threading.Thread(target=elsewhere)
     thread.start()
     started.wait()
     with pooltrace.StdPool(1) as pool:
         pool.apply(hot, (0.01,))  # the main thread comes in, and goes out
-        took = burn(0.3)
+        hot(0.3)
     stop.set()
     thread.join()
-    judge(path)
-    mine = [sample for sample in read(path) if sample.frames and sample.frames[0].function == "test_sampler.burn"]
-    assert {(sample.m, sample.p, sample.g) for sample in mine} == {(threading.main_thread().native_id, -1, -1)}
-    assert abs(len(mine) * PERIOD - took) <= 2 * PERIOD
+    print(threading.get_native_id())
+"""
+
+
+def test_samples_without_a_unit_are_kept(tmp_path: Path, judge: Judge) -> None:
+    """And the main thread has some although another one has started the trace."""
+    (tmp_path / "outside.py").write_text(OUTSIDE)
+    done = subprocess.run([sys.executable, "outside.py"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    judge(tmp_path / "t.trace")
+    mine = [sample for sample in read(tmp_path / "t.trace") if sample.m == int(done.stdout)]
+    mine = [sample for sample in mine if sample.frames[0].function == "__main__.hot"]
+    assert {(sample.p, sample.g) for sample in mine} == {(-1, -1)}
+    assert abs(len(mine) * PERIOD - 0.3) <= EDGE
+    assert done.stderr == ""
 
 
 def test_a_thread_s_time_before_its_call_is_not_of_the_call(tmp_path: Path, judge: Judge) -> None:
@@ -220,7 +239,7 @@ def test_every_start_method(tmp_path: Path, judge: Judge, method: str) -> None:
         took = pool.apply(hot, (0.2,))
     judge(path)
     found = by_leaf(read(path))["test_sampler.burn_hot"]
-    assert abs(found / 250 - took) <= 2 / 250
+    assert abs(found / 250 - took) <= 1.5 / 250 + PERIOD + 0.5 / 250
 
 
 def test_no_rate_no_samples(tmp_path: Path, judge: Judge) -> None:
@@ -250,7 +269,7 @@ def test_a_pool_that_is_older_than_its_traces(tmp_path: Path, judge: Judge) -> N
             with pooltrace.trace(path):
                 took = pool.apply(hot, (0.2,))
             judge(path)
-            assert abs(by_leaf(read(path))["test_sampler.burn_hot"] * PERIOD - took) <= 2 * PERIOD
+            assert abs(by_leaf(read(path))["test_sampler.burn_hot"] * PERIOD - took) <= EDGE
 
 
 # --- the program's own signals ----------------------------------------------------------------------

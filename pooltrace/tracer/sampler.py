@@ -20,8 +20,8 @@ def prepare(rate: int = 1) -> str:
     """Makes this process ready for samples and pauses; before a trace, or in a worker before its first unit.
 
     Returns what will be missing, "" if nothing: a handler that the program has for the signal stays, and there are no
-    samples then (``rate`` 0: nobody asked for them).  In another thread than the main one Python cannot be told of the
-    handler: then the main thread has none.
+    samples then (``rate`` 0: nobody asked for them).  Only the main thread may tell Python of a handler: called in
+    another one, that is put off until Python next looks for signals there.
     """
     if _core.collecting not in gc.callbacks:
         gc.callbacks.append(_core.collecting)
@@ -35,8 +35,10 @@ def prepare(rate: int = 1) -> str:
         return f"no CPU samples: the program handles {SIGNAL.name} itself"
     if in_main:
         signal.signal(SIGNAL, _core.sample_tick)
+    else:
+        _core.sample_later(prepare)
     _core.sample_install(SIGNAL, int(in_main))
-    return "" if in_main else "no CPU samples of the main thread: the trace was started in another one"
+    return ""
 
 
 def taken_over() -> str:

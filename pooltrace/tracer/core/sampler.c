@@ -86,6 +86,24 @@ static PyObject *sample_install(PyObject *m, PyObject *const *args, Py_ssize_t n
     Py_RETURN_NONE;
 }
 
+/* In the main thread.  What fails there is nobody's business: it has no samples then. */
+static int install_now(void *prepare) {
+    PyObject *done = PyObject_CallNoArgs((PyObject *)prepare);
+    if (!done) PyErr_Clear();
+    Py_XDECREF(done);
+    Py_DECREF((PyObject *)prepare);
+    struct writer *w = ready();
+    if (w) ticks_arm(w);
+    return 0;
+}
+
+static PyObject *sample_later(PyObject *m, PyObject *prepare) {
+    (void)m;
+    Py_INCREF(prepare);
+    if (Py_AddPendingCall(install_now, prepare) != 0) Py_DECREF(prepare); /* its queue is full: there are no samples */
+    Py_RETURN_NONE;
+}
+
 static PyObject *sample_is_ours(PyObject *m, PyObject *arg) {
     (void)m;
     uint64_t signum;
@@ -96,6 +114,7 @@ static PyObject *sample_is_ours(PyObject *m, PyObject *arg) {
 PyMethodDef sampler_methods[] = {
     FAST("sample_tick", sample_tick, "sample_tick(signum, frame): the Python-level handler: takes the sample that is due."),
     FAST("sample_install", sample_install, "sample_install(signum, has_main): the C handler; has_main: Python calls sample_tick. OSError."),
+    {"sample_later", sample_later, METH_O, "sample_later(prepare): has the main thread call it, when it next looks for signals."},
     {"sample_is_ours", sample_is_ours, METH_O, "sample_is_ours(signum) -> bool: the C handler is the one of that signal."},
     {NULL, NULL, 0, NULL},
 };
