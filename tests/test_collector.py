@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,14 +15,14 @@ import pytest
 import pooltrace
 from pooltrace.errors import WorkerLostError
 from pooltrace.format import order
-from pooltrace.tracer import emit, sampler, session
+from pooltrace.tracer import emit, session
 
 Judge = Callable[[str | os.PathLike[str]], order.Summary]
 Within = Callable[[Callable[[], object]], None]
 
 
 @pytest.fixture
-def within() -> Iterator[Within]:
+def within() -> Within:
     """Does something in the middle of a full collection: after our callback for its start, before that for its end."""
     todo: list[Callable[[], object]] = []
 
@@ -32,13 +32,14 @@ def within() -> Iterator[Within]:
 
     def collect(action: Callable[[], object]) -> None:
         todo.append(action)
-        gc.collect()
+        gc.callbacks.append(callback)  # behind ours
+        try:
+            gc.collect()
+        finally:
+            gc.callbacks.remove(callback)
         assert not todo
 
-    sampler.prepare()
-    gc.callbacks.append(callback)
-    yield collect
-    gc.callbacks.remove(callback)
+    return collect
 
 
 def pauses(path: Path, m: int | None = None) -> list[str]:
@@ -59,12 +60,13 @@ def test_a_pause_that_is_open_over_borders(tmp_path: Path, judge: Judge, within:
 
 
 def test_a_trace_that_starts_within_a_pause(tmp_path: Path, judge: Judge, within: Within) -> None:
+    """CPython calls what is put into gc.callbacks meanwhile: so the rest of that pause is in the trace."""
     path = tmp_path / "t.trace"
     within(lambda: pooltrace.start(path))
     gc.collect()
     pooltrace.stop()
     judge(path)
-    assert pauses(path) == ["Begin", "End"]
+    assert pauses(path) == ["Begin", "End"] * 2
 
 
 def test_a_trace_that_ends_within_a_pause(tmp_path: Path, judge: Judge, within: Within) -> None:
@@ -167,7 +169,17 @@ def test_a_worker_that_dies_within_a_pause(tmp_path: Path, judge: Judge, header:
     assert counts["GCMarkAssistBegin"] == counts["GCMarkAssistEnd"]
 
 
-def test_the_callback_is_there_once() -> None:
-    sampler.prepare()
-    sampler.prepare()
-    assert sum(callback.__name__ == "collecting" for callback in gc.callbacks if hasattr(callback, "__name__")) == 1
+def ours() -> int:
+    return sum(getattr(callback, "__name__", "") == "collecting" for callback in gc.callbacks)
+
+
+def test_the_collector_is_watched_while_a_trace_is_on(tmp_path: Path, judge: Judge) -> None:
+    """In a worker until its first unit afterwards: it makes each collection dearer."""
+    assert ours() == 0
+    with pooltrace.StdPool(1) as pool:
+        assert pool.apply(ours) == 0
+        for i in range(2):
+            with pooltrace.trace(tmp_path / f"{i}.trace"):
+                assert (pool.apply(ours), ours()) == (1, 1)
+            assert (pool.apply(ours), ours()) == (0, 0)
+            judge(tmp_path / f"{i}.trace")

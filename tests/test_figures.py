@@ -326,6 +326,82 @@ def test_items_have_their_own_on_request(tmp_path: Path, judge: Judge) -> None:
     assert all(MIB < rss < 1000 * MIB for _, rss in found[1::2])
 
 
+def count_up(times: int) -> float:
+    """Computes without a look at any clock, which would bring the kernel's account of it up to date."""
+    begin = time.thread_time()
+    for _ in range(times):
+        pass
+    return time.thread_time() - begin
+
+
+def test_cpu_time_does_not_move_with_the_kernel_s_ticks_only(tmp_path: Path, judge: Judge) -> None:
+    path = tmp_path / "t.trace"
+    with pooltrace.trace(path), pooltrace.StdPool(1, detail="item") as pool:
+        took = pool.map(count_up, [30_000] * 100, chunksize=100)
+        took_units = pool.map(count_up, [80_000] * 50, chunksize=1)
+    judge(path)
+    keys = [(e.string("key"), e.string("value")) for e in order.read_events(path) if e.name == "UserLog"]
+    items = [int(value) for key, value in keys if key == "item cpu us"][:100]
+    for seconds, us in zip(took, items):
+        assert abs(us - seconds * 1e6) <= 500
+    units = unitlogs.of_units(path, "test_figures.count_up")[1:]
+    for seconds, unit in zip(took_units, units):
+        if "cpu us" in unit:
+            assert abs(unit["cpu us"] - seconds * 1e6) <= 1000
+    assert sum("cpu us" in unit for unit in units) > 0
+    told = sum(unit.get("cpu us", 0) + unit.get("short units: cpu us", 0) for unit in units)
+    assert told <= sum(took_units) * 1e6 + 50 * 500
+
+
+def fails(_: object) -> None:
+    raise KeyError("the user's own")
+
+
+@pytest.mark.parametrize("detail", ["none", "unit", "item"])
+def test_what_an_item_raises_arrives(tmp_path: Path, judge: Judge, detail: str) -> None:
+    """The first one of a worker, too."""
+    for i, call in enumerate(("map", "starmap", "apply")):
+        path = tmp_path / f"{i}.trace"
+        with pooltrace.trace(path), pooltrace.StdPool(1, detail=detail) as pool:
+            with pytest.raises(KeyError, match="the user's own"):
+                getattr(pool, call)(fails, [(1,)] if call != "apply" else (1,))
+        judge(path)
+
+
+def collect_young(_: object) -> None:
+    for _ in range(3):
+        gc.collect(0)
+
+
+def test_the_collector_s_work_is_of_the_unit_in_which_it_was(tmp_path: Path, judge: Judge) -> None:
+    path = tmp_path / "t.trace"
+    with pooltrace.trace(path), pooltrace.StdPool(1, initializer=gc.disable) as pool:
+        for _ in range(5):
+            pool.apply(collect_young, (0,))
+            pool.apply(burn_first, (0.005,))
+    judge(path)
+    for unit in unitlogs.of_units(path, "test_figures.burn_first"):
+        assert not [key for key in unit if key.startswith("gc ") and not key.endswith("before")], unit
+    told = unitlogs.of_units(path, "test_figures.collect_young") + unitlogs.of_units(path, "test_figures.burn_first")
+    assert sum(unit.get("gc pauses", 0) + unit.get("short units: gc pauses", 0) for unit in told) == 15
+
+
+def large_result(_: object) -> bytes:
+    return bytes(40 * MIB)
+
+
+def test_memory_that_is_given_back_between_units_is_of_neither(tmp_path: Path, judge: Judge) -> None:
+    path = tmp_path / "t.trace"
+    with pooltrace.trace(path), pooltrace.StdPool(1) as pool:
+        for _ in range(4):
+            pool.apply(large_result, (0,))
+            pool.apply(burn_first, (0.005,))
+    judge(path)
+    for unit in unitlogs.of_units(path, "test_figures.burn_first"):
+        assert abs(unit.get("rss after", 0) - unit.get("rss before", 0)) < 20 * MIB
+        assert "process cpu us" not in unit
+
+
 def test_none_on_request(tmp_path: Path, judge: Judge) -> None:
     path = tmp_path / "t.trace"
     with pooltrace.trace(path), pooltrace.StdPool(1, detail="none") as pool:

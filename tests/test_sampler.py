@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
 import os
+import resource
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -26,8 +29,8 @@ from pooltrace.tracer import sampler
 Judge = Callable[[str | os.PathLike[str]], order.Summary]
 PERIOD = 0.01
 EDGE = 3 * PERIOD
-"""What a stretch's samples may be off: the timer is set for up to 1.5 periods, expires with the kernel's clock (up to one
-more), and samples are whole ones (half of one)."""
+"""What a stretch's samples may be off: the timer is set for up to 1.5 periods, expires with the kernel's clock (up to
+one more), and samples are whole ones (half of one)."""
 
 
 def burn(seconds: float) -> float:
@@ -232,8 +235,6 @@ def test_a_thread_s_time_before_its_call_is_not_of_the_call(tmp_path: Path, judg
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_every_start_method(tmp_path: Path, judge: Judge, method: str) -> None:
-    import multiprocessing
-
     path = tmp_path / "t.trace"
     with pooltrace.trace(path, cpu_rate=250), pooltrace.StdPool(1, context=multiprocessing.get_context(method)) as pool:
         took = pool.apply(hot, (0.2,))
@@ -357,8 +358,136 @@ def test_who_takes_the_signal_over_sees_one_of_ours_at_most(
         burn(0.05)
     judge(path)
     assert [record.getMessage() for record in caplog.records] == [
-        "pooltrace: no CPU samples since the program handles SIGURG itself"
+        "pooltrace: some CPU samples are missing: the program handles SIGURG itself"
     ]
+
+
+def wakeups(seconds: float) -> bytes:
+    """What comes to a descriptor of the program's that is woken by signals, without its doing, while it computes."""
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    theirs.setblocking(False)
+    before = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+    assert before == -1
+    try:
+        burn(seconds)
+        signal.raise_signal(signal.SIGUSR1)
+        return ours.recv(1 << 16)
+    finally:
+        signal.set_wakeup_fd(-1)
+        ours.close()
+        theirs.close()
+
+
+def test_a_wakeup_descriptor_is_left_to_the_program(
+    tmp_path: Path, judge: Judge, caplog: pytest.LogCaptureFixture
+) -> None:
+    """asyncio's, for its signals: after some seconds of ours it would be full.  One of ours may be under way."""
+    path = tmp_path / "t.trace"
+    before = signal.signal(signal.SIGUSR1, lambda *_: None)
+    try:
+        with pooltrace.trace(path), pooltrace.StdPool(1) as pool:
+            for got in (wakeups(0.2), pool.apply(wakeups, (0.2,))):
+                assert got in (bytes([signal.SIGUSR1]), bytes([sampler.SIGNAL, signal.SIGUSR1]))
+            took = pool.apply(hot, (0.2,))  # and then there are samples again
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    judge(path)
+    assert abs(by_leaf(read(path))["test_sampler.burn_hot"] * PERIOD - took) <= EDGE
+    assert [record.getMessage() for record in caplog.records] == [
+        "pooltrace: some CPU samples are missing: the program has a wakeup descriptor for signals, as asyncio does"
+    ]
+
+
+def wakeup_fd() -> int:
+    fd = signal.set_wakeup_fd(-1)
+    return fd
+
+
+def test_a_forked_worker_does_not_wake_its_parent() -> None:
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    signal.set_wakeup_fd(theirs.fileno())
+    try:
+        with pooltrace.StdPool(1, context=multiprocessing.get_context("fork")) as pool:
+            assert pool.apply(wakeup_fd) == -1
+    finally:
+        assert signal.set_wakeup_fd(-1) == theirs.fileno()
+        ours.close()
+        theirs.close()
+
+
+def blocked(seconds: float) -> list[int]:
+    """Which signals a program that blocks all has got, after it has computed."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    burn(seconds)  # one may have been under way
+    signal.sigtimedwait([sampler.SIGNAL], 0)
+    burn(seconds)
+    got = signal.sigtimedwait(signal.valid_signals(), 0)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
+    return [] if got is None else [got.si_signo]
+
+
+def test_who_blocks_the_signal_and_waits_for_any_gets_none_of_ours(
+    tmp_path: Path, judge: Judge, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "t.trace"
+    with pooltrace.trace(path), pooltrace.StdPool(1) as pool:
+        assert pool.apply(blocked, (0.1,)) == []
+    judge(path)
+    with pooltrace.trace(path), pooltrace.StdPool(1, initializer=block_all) as pool:
+        pool.apply(hot, (0.3,))
+    judge(path)
+    assert "test_sampler.burn_hot" not in by_leaf(read(path))
+    assert [record.getMessage() for record in caplog.records] == [
+        "pooltrace: some CPU samples are missing: the program blocks SIGURG"
+    ]
+
+
+def block_all() -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, {sampler.SIGNAL})
+
+
+def no_timers() -> None:
+    resource.setrlimit(resource.RLIMIT_SIGPENDING, (0, 0))
+
+
+def test_no_timers_no_samples_and_it_is_said(tmp_path: Path, judge: Judge, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "t.trace"
+    with pooltrace.StdPool(1, initializer=no_timers) as pool:
+        pool.apply(hot, (0.0,))
+        with pooltrace.trace(path):
+            pool.apply(hot, (0.1,))
+    judge(path)
+    assert "test_sampler.burn_hot" not in by_leaf(read(path))
+    [message] = [record.getMessage() for record in caplog.records]
+    assert "the system gives no more timers" in message
+
+
+def test_what_was_due_before_a_trace_is_not_in_it(tmp_path: Path, judge: Judge) -> None:
+    first, second = tmp_path / "1.trace", tmp_path / "2.trace"
+    with pooltrace.StdPool(1) as pool:
+        with pooltrace.trace(first):
+            pool.apply(hot, (0.1,))
+        pool.apply(hot, (0.5,))  # a timer of the first one expires
+        pool.apply(own_forever)
+        with pooltrace.trace(second):
+            for _ in range(3):
+                assert pool.apply(own_seen, (0.1,)) == 0
+    judge(second)
+    assert [sample for sample in read(second) if sample.m != os.getpid() and sample.g >= 0] == []
+
+
+_seen: list[int] = []
+
+
+def own_forever() -> None:
+    signal.signal(sampler.SIGNAL, lambda signum, frame: _seen.append(signum))
+
+
+def own_seen(seconds: float) -> int:
+    burn(seconds)
+    return len(_seen)
 
 
 def fork_and_exec() -> tuple[int, int]:
@@ -429,7 +558,7 @@ def test_run_without_samples_and_with_a_handler_of_the_program_s(tmp_path: Path,
     assert "CPU samples" not in done.stderr
     done = run(tmp_path, "spin.py", "own")
     judge(tmp_path / "t.trace")
-    assert "pooltrace: no CPU samples since the program handles SIGURG itself\n" in done.stderr
+    assert "pooltrace: some CPU samples are missing: the program handles SIGURG itself\n" in done.stderr
     done = subprocess.run(
         [sys.executable, "-m", "pooltrace", "run", "-o", "u.trace", "--cpu-rate", "5000", "spin.py"],
         cwd=tmp_path, capture_output=True, text=True, check=False,

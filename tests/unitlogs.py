@@ -13,7 +13,8 @@ Figures = dict[str, int]
 COORDINATOR = "pooltrace.coordinator"
 _OURS = re.compile(
     r"(short units: )?(process cpu us|cpu us|(in)?voluntary switches|run delay us|(minor|major) faults"
-    r"|blocks (read|written)|throttled us|gc (pauses|us|freed)|(argument|result) bytes|rss (before|after|peak))"
+    r"|blocks (read|written)|throttled us|gc (pauses|us|freed)( before)?"
+    r"|(argument|result) bytes|rss (before|after|peak))"
     r"|short units|item (cpu us|rss)"
     r"|argument \S+ bytes|(parent|Proc \d+) (rss|threads|descriptors)|units waiting|cpu samples (per second|lost)"
 )
@@ -37,6 +38,8 @@ def of_units(path: str | os.PathLike[str], function: str) -> list[Figures]:
             began[event.arg("g")] = event.time
         elif event.name == "UserLog" and event.string("value").isdigit():
             key, value = event.string("key"), int(event.string("value"))
+            if key.startswith("item "):
+                continue
             assert key not in figures[event.g], f"{key} is told twice of one unit"
             figures[event.g][key] = value
         elif event.name == "GoDestroy" and starts.get(event.g) == function:

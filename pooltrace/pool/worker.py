@@ -65,6 +65,7 @@ _STACK = (
 
 def main(setup: Setup, initializer: Callable[..., object] | None, initargs: Iterable[Any]) -> None:
     """The target of a worker process."""
+    signal.set_wakeup_fd(-1)  # who listens for signals in the parent has no use for ours
     path, entry, pipe = setup.trace
     channel = socket.socket(fileno=setup.channel.fd)
     channel.setblocking(True)

@@ -12,11 +12,13 @@ _CGROUP, _ROOT = "/proc/self/cgroup", "/sys/fs/cgroup"  # which are this process
 def _cgroups(controller: str) -> Iterator[tuple[int, str]]:
     """Version and directory of each cgroup that has a say in this process's memory or cpu, the innermost first."""
     try:
-        with open(_CGROUP, encoding="utf-8") as file:
+        with open(_CGROUP, encoding="utf-8", errors="surrogateescape") as file:
             lines = file.read().splitlines()
     except OSError:
         return
     for line in lines:
+        if line.count(":") < 2:
+            continue
         _, controllers, path = line.split(":", 2)
         if controllers and controller not in controllers.split(","):
             continue

@@ -6,7 +6,7 @@ that they are (with which period) is in the arena's header while a trace is on.
 
 from __future__ import annotations
 
-import gc
+import contextlib
 import signal
 import threading
 
@@ -17,14 +17,12 @@ SIGNAL = signal.SIGURG
 
 
 def prepare(rate: int = 1) -> str:
-    """Makes this process ready for samples and pauses; before a trace, or in a worker before its first unit.
+    """Makes this process ready for samples; before a trace, or in a worker before its first unit.
 
     Returns what will be missing, "" if nothing: a handler that the program has for the signal stays, and there are no
     samples then (``rate`` 0: nobody asked for them).  Only the main thread may tell Python of a handler: called in
     another one, that is put off until Python next looks for signals there.
     """
-    if _core.collecting not in gc.callbacks:
-        gc.callbacks.append(_core.collecting)
     if not rate:
         return ""
     in_main = threading.current_thread() is threading.main_thread()
@@ -41,9 +39,19 @@ def prepare(rate: int = 1) -> str:
     return ""
 
 
-def taken_over() -> str:
-    """What is missing since the program has set a handler of its own; "" if it has not."""
-    return "" if _core.sample_is_ours(SIGNAL) else f"no CPU samples since the program handles {SIGNAL.name} itself"
+_MISSED = {
+    _core.MISS_HANDLED: f"the program handles {SIGNAL.name} itself",
+    _core.MISS_BLOCKED: f"the program blocks {SIGNAL.name}",
+    _core.MISS_WAKEUP: "the program has a wakeup descriptor for signals, as asyncio does",
+    _core.MISS_TIMERS: "the system gives no more timers (see ulimit -i)",
+}
+
+
+def missed() -> str:
+    """Why threads of parent and workers had no samples in the trace that is on, for a time at least; "" if none."""
+    found = _core.sample_misses() | (0 if _core.sample_is_ours(SIGNAL) else _core.MISS_HANDLED)
+    reasons = [reason for bit, reason in _MISSED.items() if found & bit]
+    return f"some CPU samples are missing: {'; '.join(reasons)}" if reasons else ""
 
 
 DETAILS = ("none", "unit", "item")
@@ -53,4 +61,7 @@ DETAILS = ("none", "unit", "item")
 def prepare_worker(detail: str) -> None:
     """The same in a worker, and what its figures are of: one of DETAILS."""
     prepare()
-    _core.figures_prepare(DETAILS.index(detail), *machine.throttle_source())
+    source = "", "", 1
+    with contextlib.suppress(OSError, ValueError):  # whatever there is in /proc and /sys
+        source = machine.throttle_source()
+    _core.figures_prepare(DETAILS.index(detail), *source)

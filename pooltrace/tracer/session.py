@@ -169,6 +169,7 @@ def start_trace(
                 if _state.phase != "off":
                     raise MisuseError("a trace is on already: stop it first")
                 _state.missing, _state.cpu_rate = sampler.prepare(cpu_rate), cpu_rate
+                _core.watch_collector(True)
                 times = int(period * 1e9), int(patience * 1e9), 10**9 // cpu_rate if cpu_rate else 0
                 _core.start(number, *times, machine.memory_limit(), caller, units)
                 _state.phase = "on"
@@ -248,9 +249,10 @@ def _request_stop() -> None:
         if _state.phase != "on":
             raise MisuseError("no trace is on")
         _state.phase = "stopping"
-        lost = "" if _state.missing or not _state.cpu_rate else sampler.taken_over()
+        lost = "" if _state.missing or not _state.cpu_rate else sampler.missed()
         _state.missing = _state.missing or lost
     _core.stop()
+    _core.watch_collector(False)
     if lost:
         _log.warning("pooltrace: %s", lost)
 

@@ -68,7 +68,33 @@ static PyObject *collecting(PyObject *m, PyObject *const *args, Py_ssize_t n) {
     Py_RETURN_NONE;
 }
 
+static PyMethodDef collecting_method = FAST("collecting", collecting, "collecting(phase, info): for gc.callbacks.");
+static PyObject *watcher; /* GIL: owned; in gc.callbacks, NULL: it is not */
+
+/* CPython makes a dict for each callback: half a microsecond, every few hundred allocations. */
+void collector_watch(bool on) {
+    if (on == (watcher != NULL)) return;
+    PyObject *module = PyImport_ImportModule("gc"), *list = module ? PyObject_GetAttrString(module, "callbacks") : NULL;
+    if (list && PyList_Check(list) && on) {
+        watcher = PyCFunction_New(&collecting_method, NULL);
+        if (watcher && PyList_Append(list, watcher) < 0) Py_CLEAR(watcher);
+    } else if (list && PyList_Check(list)) {
+        for (Py_ssize_t i = PyList_GET_SIZE(list); i-- > 0;)
+            if (PyList_GET_ITEM(list, i) == watcher && PyList_SetSlice(list, i, i + 1, NULL) < 0) break;
+        Py_CLEAR(watcher);
+    }
+    Py_XDECREF(list);
+    Py_XDECREF(module);
+    if (PyErr_Occurred()) PyErr_Clear(); /* no memory: pauses are not told of */
+}
+
+static PyObject *watch_collector(PyObject *m, PyObject *arg) {
+    (void)m;
+    collector_watch(arg == Py_True);
+    Py_RETURN_NONE;
+}
+
 PyMethodDef collector_methods[] = {
-    FAST("collecting", collecting, "collecting(phase, info): for gc.callbacks."),
+    {"watch_collector", watch_collector, METH_O, "watch_collector(on): whether it tells us of its pauses."},
     {NULL, NULL, 0, NULL},
 };

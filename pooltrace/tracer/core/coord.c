@@ -366,6 +366,7 @@ int coord_start(const struct coord_options *o) {
     c.merge.cpu_period = o->cpu_period;
     STORE(&registry.head->patience, o->patience);
     STORE(&registry.head->cpu_period, o->cpu_period);
+    STORE(&registry.head->unsampled, 0);
     STORE(&registry.head->first_gen, first);
     c.merge.first_gen = first;
     pthread_mutex_lock(&c.lock);

@@ -89,10 +89,14 @@ struct head {
     au64 patience;      /* coordinator: ns that a worker may wait for a full pipe in that trace, stored before it */
     struct counters next; /* all */
     au64 cpu_period;    /* coordinator: ns of CPU time between samples in that trace, 0: none; stored before it */
+    _Atomic uint32_t unsampled; /* all: MISS_..., why threads had no samples in that trace, for a time at least */
+    uint32_t reserved;
     au64 entries;       /* all: no entry was ever taken from here on */
-    uint8_t pad[PT_PAGE - 9 * 8];
+    uint8_t pad[PT_PAGE - 10 * 8];
     _Atomic uint32_t owner[PT_ENTRIES]; /* by entry; see above */
 };
+/* The program handles the signal, blocks it, has a wakeup descriptor; the system gives no timer. */
+enum { MISS_HANDLED = 1, MISS_BLOCKED = 2, MISS_WAKEUP = 4, MISS_TIMERS = 8 };
 #define PT_HEAD (PT_PAGE + 4 * PT_ENTRIES)
 _Static_assert(sizeof(struct head) == PT_HEAD, "the header is whole pages");
 

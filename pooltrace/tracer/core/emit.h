@@ -16,6 +16,8 @@ extern struct pauses {     /* GIL: of Python's collector, while a trace was on *
 } pauses;
 int annotation_init(PyObject *m); /* annotation.c: adds what users' annotations are made of; 0, or -1 with an exception */
 
+void collector_watch(bool on); /* collector.c: while a trace is on.  No exception */
+
 extern int in_emit; /* GIL: tables are emptied only between emits */
 
 static inline bool head_on(const struct head *h) { return h && word_on(LOAD((au64 *)&h->gen)); }
@@ -52,7 +54,8 @@ void figures_begin(struct writer *w);
 void figures_end(struct writer *w, uint64_t arguments, uint64_t result); /* bytes */
 bool figures_of_items(void);
 uint64_t figures_item_begin(void);
-void figures_item_end(struct writer *w, uint64_t begun);
+void figures_item_end(struct writer *w, uint64_t begun); /* no exception is set */
+void figures_after_fork(void);
 
 extern stack_t_ *item_called; /* GIL: of the item that a worker's main thread calls, borrowed */
 

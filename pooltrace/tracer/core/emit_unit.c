@@ -144,7 +144,11 @@ static PyObject *unit_begin(PyObject *m, PyObject *const *args, Py_ssize_t n) {
         if (writer_publish(w, &ev)) break;
     }
     emit_done(&r, false);
-    if (ready()) figures_begin(w);
+    if (ready()) {
+        collector_watch(true);
+        if (w->unsampled) ticks_arm(w); /* of the last unit, perhaps */
+        figures_begin(w);
+    } else collector_watch(false);
     Py_RETURN_NONE;
 }
 
@@ -204,11 +208,16 @@ static uint64_t item_begin(uint64_t task, const struct refs *r, bool again) {
     return figures_of_items() ? figures_item_begin() : 0;
 }
 
-/* A function in C has no frame of its own: what is due when it returns was of the item. */
+/* A function in C has no frame of its own: what is due when it returns was of the item.  It may have raised. */
 static struct writer *item_end(const struct refs *r, uint64_t begun) {
     struct writer *w = ready();
     if (w && sample_due(w)) sampler_take(w, r->stack);
-    if (begun && (w = ready_any())) figures_item_end(w, begun);
+    if (begun && (w = ready_any())) {
+        PyObject *type, *value, *traceback;
+        PyErr_Fetch(&type, &value, &traceback);
+        figures_item_end(w, begun);
+        PyErr_Restore(type, value, traceback);
+    }
     if ((w = ready_any())) emit_region_end(w); /* the merge drops it when its begin was not in this trace */
     return w;
 }

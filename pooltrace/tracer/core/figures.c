@@ -1,12 +1,14 @@
 /* What a unit cost: read at its begin and its end, told as logs of it, one for each figure that changed.
  *
- *   at each end       getrusage of the thread: 0.2 us.  It serves as the next begin, if that comes at once
- *   slow sources      /proc (run queue, memory), the process's CPU time, the cgroup: at the end of a unit of at least
- *                     SHORT, and at a begin only if the thread has waited or touched memory since the last reading: else
- *                     they cannot have changed.  So what a unit of SHORT or more is told to have cost is its own
- *   shorter units     share theirs: told once a SHORT, with how many units they are of ("short units")
+ *   at each end   getrusage of the thread: 0.3 us.  It serves as the next begin, if that comes at once
+ *   CPU time      as long as the thread was not switched, it has computed all the time: the clock of its CPU time (0.6 us)
+ *                 is read when it was, and once a SHORT.  (getrusage's own moves with the kernel's ticks only.)
+ *   others        the run queue, memory, other threads, the cgroup: at the end of a unit of at least SHORT; at a begin those
+ *                 that may have changed since: the run queue only with a switch, memory with a fault or after something
+ *                 large.  So what a unit of SHORT or more is told to have cost is its own
+ *   shorter units share theirs: told once a SHORT, with how many units they are of ("short units")
  *
- * What the collector did between two units is told with the later one.
+ * What the collector did between two units is told with the later one, by keys of its own.
  */
 #include "emit.h"
 
@@ -17,48 +19,63 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
-#define SHORT 1000000u /* ns */
+#define SHORT 1000000 /* ns */
+#define LARGE 65536   /* bytes of arguments and result after which memory may have been given back */
 #define AT_ONCE 20000u /* ns from one unit to the next in which nothing was waited for */
 #define THROTTLED_EACH 10000000u /* ns between looks at the cgroup, whose file is slow */
 
 enum figure { CPU, PROCESS_CPU, VOLUNTARY, INVOLUNTARY, RUN_DELAY, MINOR, MAJOR, READ, WRITTEN, THROTTLED, GC_PAUSES, GC_TIME, GC_FREED,
-              ARGUMENTS, RESULT, SUMS, RSS_BEFORE = SUMS, RSS_AFTER, RSS_PEAK, UNITS, ITEM_CPU, ITEM_RSS, FIGURES };
+              ARGUMENTS, RESULT, SUMS, RSS_BEFORE = SUMS, RSS_AFTER, RSS_PEAK, UNITS, ITEM_CPU, ITEM_RSS, GC_PAUSES_BEFORE, GC_TIME_BEFORE,
+              GC_FREED_BEFORE, FIGURES };
 static const char *const names[FIGURES] = {
     [CPU] = "cpu us", [PROCESS_CPU] = "process cpu us", [VOLUNTARY] = "voluntary switches", [INVOLUNTARY] = "involuntary switches",
     [RUN_DELAY] = "run delay us", [MINOR] = "minor faults", [MAJOR] = "major faults", [READ] = "blocks read", [WRITTEN] = "blocks written",
     [THROTTLED] = "throttled us", [GC_PAUSES] = "gc pauses", [GC_TIME] = "gc us", [GC_FREED] = "gc freed",
     [ARGUMENTS] = "argument bytes", [RESULT] = "result bytes", [RSS_BEFORE] = "rss before", [RSS_AFTER] = "rss after",
     [RSS_PEAK] = "rss peak", [UNITS] = "short units", [ITEM_CPU] = "item cpu us", [ITEM_RSS] = "item rss",
+    [GC_PAUSES_BEFORE] = "gc pauses before", [GC_TIME_BEFORE] = "gc us before", [GC_FREED_BEFORE] = "gc freed before",
 };
 
-struct quick { uint64_t cpu, voluntary, involuntary, minor, major, read, written, peak; };
-struct slow { uint64_t at, delay, process, rss, throttled, throttled_at; };
+struct quick { uint64_t cpu, voluntary, involuntary, minor, major, read, written, peak; }; /* cpu in ns */
+struct slow { uint64_t delay, others, rss, throttled, throttled_at; }; /* us, ns of other threads, bytes, us, ns */
 
 static struct {                  /* all of the worker's main thread, with the GIL */
     uint64_t trace;              /* the trace that the rest is of: first generation */
     struct quick begin, end;     /* of the unit that runs; of the last one */
-    struct quick seen;           /* as the slow sources were read */
-    struct slow slow, slow_begin; /* as read last; as at the begin of the unit that runs */
+    struct { uint64_t at, cpu, switches; } clock; /* of the thread's CPU time, as read last: when, ns, with how many switches */
+    uint64_t switches, faults;   /* with which the run queue, and memory, were read last */
+    struct slow slow, slow_begin, slow_told; /* as read last; at the begin of the unit that runs; when last told of */
+    bool has_others;             /* other threads of the process have computed */
+    bool was_large;              /* memory may have been given back since it was read */
     uint64_t began, ended;       /* ns */
-    uint64_t told;               /* when figures were told last, ns */
-    struct pauses pauses;        /* that were told */
-    uint64_t units, sum[SUMS];   /* short ones that were not told */
+    uint64_t told;               /* when short units were told of last, ns */
+    struct pauses pauses, pauses_begin; /* as at the end of the last unit; at the begin of the one that runs */
+    uint64_t units, sum[SUMS];   /* short ones that were not told; CPU in ns */
     bool open;                   /* `begin` is of the unit that runs */
+    enum { DETAIL_NONE, DETAIL_UNIT, DETAIL_ITEM } detail; /* what is told of */
     int schedstat, statm, throttle; /* owned descriptors; -1: there is none */
     char throttle_key[32];
     uint64_t throttle_unit;      /* how many of that file's are 1 us */
-    enum { DETAIL_NONE, DETAIL_UNIT, DETAIL_ITEM } detail; /* what is told of */
     struct string *key[FIGURES], *short_key[FIGURES]; /* owned */
 } f = {.detail = DETAIL_UNIT, .schedstat = -1, .statm = -1, .throttle = -1};
 
 /* ---- reading ---- */
-static void read_quick(struct quick *q) {
+static uint64_t read_clock(uint64_t switches) {
+    f.clock.cpu = ticks_cpu();
+    f.clock.at = now_ns();
+    f.clock.switches = switches;
+    return f.clock.cpu;
+}
+
+static void read_quick(struct quick *q, uint64_t now) {
     struct rusage u;
     if (getrusage(RUSAGE_THREAD, &u) != 0) return;
-    *q = (struct quick){
-        .cpu = (uint64_t)(u.ru_utime.tv_sec + u.ru_stime.tv_sec) * 1000000u + (uint64_t)(u.ru_utime.tv_usec + u.ru_stime.tv_usec),
-        .voluntary = (uint64_t)u.ru_nvcsw, .involuntary = (uint64_t)u.ru_nivcsw, .minor = (uint64_t)u.ru_minflt,
-        .major = (uint64_t)u.ru_majflt, .read = (uint64_t)u.ru_inblock, .written = (uint64_t)u.ru_oublock, .peak = (uint64_t)u.ru_maxrss * 1024};
+    *q = (struct quick){.voluntary = (uint64_t)u.ru_nvcsw, .involuntary = (uint64_t)u.ru_nivcsw, .minor = (uint64_t)u.ru_minflt,
+                        .major = (uint64_t)u.ru_majflt, .read = (uint64_t)u.ru_inblock, .written = (uint64_t)u.ru_oublock,
+                        .peak = (uint64_t)u.ru_maxrss * 1024};
+    int64_t past = (int64_t)(now - f.clock.at);
+    uint64_t switches = q->voluntary + q->involuntary;
+    q->cpu = switches == f.clock.switches && past < SHORT ? f.clock.cpu + (uint64_t)past : read_clock(switches);
 }
 
 /* The file's text, or false.  The program may have closed the descriptor, even opened another: nothing is believed. */
@@ -69,6 +86,13 @@ static bool text_of(int fd, char *text, size_t size) {
     return true;
 }
 
+static void read_delay(const struct quick *q) {
+    char text[128];
+    unsigned long long ran, delay;
+    if (text_of(f.schedstat, text, sizeof text) && sscanf(text, "%llu %llu", &ran, &delay) == 2) f.slow.delay = delay / 1000;
+    f.switches = q->voluntary + q->involuntary;
+}
+
 static uint64_t rss_now(void) {
     char text[128];
     unsigned long long size, rss;
@@ -76,34 +100,37 @@ static uint64_t rss_now(void) {
     return rss * (uint64_t)sysconf(_SC_PAGESIZE);
 }
 
-static uint64_t throttled_now(void) {
+static void read_rss(const struct quick *q) {
+    f.slow.rss = rss_now();
+    f.faults = q->minor + q->major;
+    f.was_large = false;
+}
+
+static void read_others(const struct quick *q) {
+    struct timespec t;
+    uint64_t own = read_clock(q->voluntary + q->involuntary);
+    if (clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t) != 0) return;
+    uint64_t process = (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+    f.slow.others = process > own ? process - own : 0;
+}
+
+static void read_throttled(uint64_t now) {
     char text[1024], *at;
-    if (!text_of(f.throttle, text, sizeof text) || !(at = strstr(text, f.throttle_key))) return f.slow.throttled;
-    unsigned long long value = strtoull(at + strlen(f.throttle_key), NULL, 10);
-    return value / f.throttle_unit;
+    if (f.throttle < 0 || now - f.slow.throttled_at < THROTTLED_EACH) return;
+    f.slow.throttled_at = now;
+    if (text_of(f.throttle, text, sizeof text) && (at = strstr(text, f.throttle_key)))
+        f.slow.throttled = strtoull(at + strlen(f.throttle_key), NULL, 10) / f.throttle_unit;
 }
 
 static void read_slow(const struct quick *q, uint64_t now) {
-    char text[128];
-    unsigned long long ran, delay;
-    struct timespec t;
-    if (text_of(f.schedstat, text, sizeof text) && sscanf(text, "%llu %llu", &ran, &delay) == 2) f.slow.delay = delay / 1000;
-    if (clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t) == 0)
-        f.slow.process = (uint64_t)t.tv_sec * 1000000u + (uint64_t)t.tv_nsec / 1000;
-    f.slow.rss = rss_now();
-    if (f.throttle >= 0 && now - f.slow.throttled_at >= THROTTLED_EACH) {
-        f.slow.throttled = throttled_now();
-        f.slow.throttled_at = now;
-    }
-    f.slow.at = now;
-    f.seen = *q;
-}
-
-static bool may_have_changed(const struct quick *q) {
-    return q->voluntary != f.seen.voluntary || q->involuntary != f.seen.involuntary || q->minor != f.seen.minor || q->major != f.seen.major;
+    read_delay(q);
+    read_rss(q);
+    read_others(q);
+    read_throttled(now);
 }
 
 /* ---- telling ---- */
+/* No exception is set, and none is left. */
 static struct string *key_of(enum figure what, bool is_short) {
     struct string **key = is_short ? &f.short_key[what] : &f.key[what];
     if (*key) return *key;
@@ -124,8 +151,10 @@ static void tell(struct writer *w, enum figure what, bool is_short, uint64_t val
 }
 
 static void tell_sums(struct writer *w, const uint64_t *sum, bool is_short) {
-    for (enum figure i = 0; i < SUMS; i++)
-        if (sum[i]) tell(w, i, is_short, sum[i]);
+    for (enum figure i = 0; i < SUMS; i++) {
+        uint64_t value = i == CPU || i == PROCESS_CPU || i == GC_TIME ? sum[i] / 1000 : sum[i];
+        if (value) tell(w, i, is_short, value);
+    }
 }
 
 static uint64_t since(uint64_t now, uint64_t then) { return now > then ? now - then : 0; }
@@ -140,16 +169,21 @@ static void add_quick(uint64_t *sum, const struct quick *from, const struct quic
     sum[WRITTEN] += since(to->written, from->written);
 }
 
-/* What is told with slow sources: their growth from `from`, and the collector's work since it was told last. */
+static void add_pauses(uint64_t *sum, const struct pauses *from, const struct pauses *to) {
+    sum[GC_PAUSES] += to->count - from->count;
+    sum[GC_TIME] += to->ns - from->ns;
+    sum[GC_FREED] += to->freed - from->freed;
+}
+
+/* By how much what is read seldom has grown. */
 static void add_slow(uint64_t *sum, const struct slow *from) {
-    uint64_t process = since(f.slow.process, from->process);
-    if (process > sum[CPU] + sum[CPU] / 64 + 100) sum[PROCESS_CPU] = process; /* other threads of the process, too */
+    uint64_t others = since(f.slow.others, from->others);
+    if (others > 100000 && others > sum[CPU] / 64) {
+        sum[PROCESS_CPU] = sum[CPU] + others;
+        f.has_others = true;
+    }
     sum[RUN_DELAY] = since(f.slow.delay, from->delay);
     sum[THROTTLED] = since(f.slow.throttled, from->throttled);
-    sum[GC_PAUSES] = pauses.count - f.pauses.count;
-    sum[GC_TIME] = (pauses.ns - f.pauses.ns) / 1000;
-    sum[GC_FREED] = pauses.freed - f.pauses.freed;
-    f.pauses = pauses;
 }
 
 static void tell_short(struct writer *w) {
@@ -159,23 +193,33 @@ static void tell_short(struct writer *w) {
     f.units = 0;
 }
 
-static void tell_memory(struct writer *w, const struct slow *from, const struct quick *begin, const struct quick *end, bool is_short) {
+static void tell_memory(struct writer *w, const struct slow *from, uint64_t peak, bool is_short) {
     if (f.slow.rss != from->rss) {
         tell(w, RSS_BEFORE, is_short, from->rss);
         tell(w, RSS_AFTER, is_short, f.slow.rss);
     }
-    if (end->peak > begin->peak) tell(w, RSS_PEAK, is_short, end->peak);
+    if (f.end.peak > peak) tell(w, RSS_PEAK, is_short, f.end.peak);
 }
 
 /* ---- at a unit's begin and end: only while a trace is on ---- */
+static int open_high(const char *path) {
+    int fd = open(path, O_RDONLY | O_CLOEXEC), high = fd;
+    if (fd >= 0 && fd < 3) { /* the program has closed its standard streams: they are not ours */
+        high = fcntl(fd, F_DUPFD_CLOEXEC, 3);
+        close(fd);
+    }
+    return high;
+}
+
 static void begin_trace(struct writer *w, uint64_t now) {
     f.trace = LOAD(&w->head->first_gen);
     f.units = 0;
     memset(f.sum, 0, sizeof f.sum);
     f.pauses = pauses;
     f.told = now;
-    if (f.schedstat < 0) f.schedstat = open("/proc/self/schedstat", O_RDONLY | O_CLOEXEC);
-    if (f.statm < 0) f.statm = open("/proc/self/statm", O_RDONLY | O_CLOEXEC);
+    f.clock.at = 0;
+    if (f.schedstat < 0) f.schedstat = open_high("/proc/self/schedstat");
+    if (f.statm < 0) f.statm = open_high("/proc/self/statm");
 }
 
 void figures_begin(struct writer *w) {
@@ -183,67 +227,99 @@ void figures_begin(struct writer *w) {
     uint64_t now = w->last_time; /* it has just said that it begins */
     bool fresh = f.trace != LOAD(&w->head->first_gen);
     if (fresh) begin_trace(w, now);
-    if (fresh || now - f.ended > AT_ONCE) read_quick(&f.begin);
+    if (fresh || now - f.ended > AT_ONCE) read_quick(&f.begin, now);
     else f.begin = f.end;
-    if (fresh || may_have_changed(&f.begin)) read_slow(&f.begin, now);
+    const struct quick *q = &f.begin;
+    if (fresh) read_slow(q, now), f.slow_told = f.slow;
+    if (q->voluntary + q->involuntary != f.switches) read_delay(q);
+    if (f.was_large || q->minor + q->major != f.faults) read_rss(q);
+    if (f.has_others) read_others(q);
     f.slow_begin = f.slow;
+    f.pauses_begin = pauses;
     f.began = now;
     f.open = true;
+}
+
+static void end_long(struct writer *w, uint64_t *own, uint64_t now) {
+    struct pauses before = {f.pauses_begin.count - f.pauses.count, f.pauses_begin.ns - f.pauses.ns, f.pauses_begin.freed - f.pauses.freed};
+    if (f.units) tell_short(w);
+    read_slow(&f.end, now);
+    add_slow(own, &f.slow_begin);
+    tell_sums(w, own, false);
+    tell_memory(w, &f.slow_begin, f.begin.peak, false);
+    if (before.count) {
+        tell(w, GC_PAUSES_BEFORE, false, before.count);
+        tell(w, GC_TIME_BEFORE, false, before.ns / 1000);
+        if (before.freed) tell(w, GC_FREED_BEFORE, false, before.freed);
+    }
+    f.told = now;
+    f.slow_told = f.slow;
+    ticks_check(w, f.clock.cpu);
+}
+
+static void end_short(struct writer *w, const uint64_t *own, uint64_t now) {
+    for (enum figure i = 0; i < SUMS; i++) f.sum[i] += own[i];
+    add_pauses(f.sum, &f.pauses, &f.pauses_begin); /* before it */
+    f.units++;
+    if (now - f.told < SHORT) return;
+    read_slow(&f.end, now);
+    add_slow(f.sum, &f.slow_told);
+    tell_short(w);
+    tell_memory(w, &f.slow_told, f.begin.peak, true);
+    f.told = now;
+    f.slow_told = f.slow;
 }
 
 void figures_end(struct writer *w, uint64_t arguments, uint64_t result) {
     if (!f.open || f.trace != LOAD(&w->head->first_gen)) return; /* its begin was not in this trace */
     f.open = false;
     uint64_t now = w->last_time, own[SUMS] = {[ARGUMENTS] = arguments, [RESULT] = result};
-    read_quick(&f.end);
-    f.ended = now;
+    read_quick(&f.end, now);
     add_quick(own, &f.begin, &f.end);
-    if (now - f.began >= SHORT) {
-        if (f.units) tell_short(w);
-        read_slow(&f.end, now);
-        add_slow(own, &f.slow_begin);
-        tell_sums(w, own, false);
-        tell_memory(w, &f.slow_begin, &f.begin, &f.end, false);
-        f.told = now;
-        return;
+    struct pauses to = pauses;
+    add_pauses(own, &f.pauses_begin, &to);
+    bool is_long = now - f.began >= SHORT;
+    if (is_long) end_long(w, own, now);
+    else end_short(w, own, now);
+    f.was_large |= is_long || arguments + result >= LARGE;
+    f.pauses = to;
+    f.ended = w->last_time;
+}
+
+void figures_after_fork(void) {
+    for (int **fd = (int *[]){&f.schedstat, &f.statm, &f.throttle, NULL}; *fd; fd++) {
+        if (**fd >= 0) close(**fd);
+        **fd = -1;
     }
-    for (enum figure i = 0; i < SUMS; i++) f.sum[i] += own[i];
-    f.units++;
-    if (now - f.told < SHORT) return;
-    struct slow from = f.slow;
-    struct quick seen = f.seen;
-    if (may_have_changed(&f.end)) read_slow(&f.end, now);
-    add_slow(f.sum, &from);
-    tell_short(w);
-    tell_memory(w, &from, &seen, &f.end, true);
-    f.told = now;
+    f.trace = 0;
+    f.open = f.has_others = false;
 }
 
 /* ---- of each item, if that is wanted ---- */
 bool figures_of_items(void) { return f.detail == DETAIL_ITEM; }
 
-uint64_t figures_item_begin(void) {
-    struct quick q = {0};
-    read_quick(&q);
-    return q.cpu;
-}
+uint64_t figures_item_begin(void) { return ticks_cpu(); }
 
 void figures_item_end(struct writer *w, uint64_t cpu_begin) {
-    struct quick q = {0};
-    read_quick(&q);
-    tell(w, ITEM_CPU, false, since(q.cpu, cpu_begin));
+    uint64_t cpu = ticks_cpu();
+    tell(w, ITEM_CPU, false, since(cpu, cpu_begin) / 1000);
     tell(w, ITEM_RSS, false, rss_now());
 }
 
 static PyObject *figures_prepare(PyObject *m, PyObject *args) {
     (void)m;
     int detail;
-    const char *path, *key;
+    PyObject *path;
+    const char *key;
     unsigned long long unit;
-    if (!PyArg_ParseTuple(args, "issK", &detail, &path, &key, &unit)) return NULL;
-    if (detail < DETAIL_NONE || detail > DETAIL_ITEM) return PyErr_Format(PyExc_ValueError, "there is no detail %d", detail);
+    if (!PyArg_ParseTuple(args, "iO&sK", &detail, PyUnicode_FSConverter, &path, &key, &unit)) return NULL;
+    if (detail < DETAIL_NONE || detail > DETAIL_ITEM) {
+        Py_DECREF(path);
+        return PyErr_Format(PyExc_ValueError, "there is no detail %d", detail);
+    }
     f.detail = (unsigned)detail;
-    if (*path && f.throttle < 0) f.throttle = open(path, O_RDONLY | O_CLOEXEC);
+    if (PyBytes_GET_SIZE(path) && f.throttle < 0) f.throttle = open_high(PyBytes_AS_STRING(path));
+    Py_DECREF(path);
     snprintf(f.throttle_key, sizeof f.throttle_key, "%s", key);
     f.throttle_unit = unit ? unit : 1;
     Py_RETURN_NONE;

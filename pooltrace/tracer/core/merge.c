@@ -350,7 +350,7 @@ static bool step(struct merge *g, struct mst *m, uint8_t op, uint64_t t, const u
     switch (op) {
     case OP_CREATE:
         if (running) put(g, m, GoGoCreate, t, ARRAY(a[0], stk_use(g, stk_at(m, a[1])), stk_use(g, stk_at(m, a[2]))));
-        g->waiting += running;
+        g->waiting++;
         return true;
     case OP_BEGIN: unit_begin(g, m, t, a[0], a[1], stk_at(m, a[2])); return true;
     case OP_END: g_destroy(g, m, t); return true;

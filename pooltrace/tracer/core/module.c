@@ -306,6 +306,7 @@ static void after_fork_in_child(void) {
     registry.epoch++;
     coord_after_fork();
     writer_after_fork();
+    figures_after_fork();
     in_emit = 0;
 }
 
@@ -358,7 +359,9 @@ PyMODINIT_FUNC PyInit__core(void) {
     if (!m) return NULL;
     if (PyModule_AddType(m, &GateType) < 0 || PyModule_AddFunctions(m, thread_methods) < 0 || PyModule_AddFunctions(m, unit_methods) < 0 || PyModule_AddFunctions(m, sampler_methods) < 0 ||
         PyModule_AddFunctions(m, figures_methods) < 0 || PyModule_AddFunctions(m, collector_methods) < 0 || add_events(m) < 0 || annotation_init(m) < 0 ||
-        PyModule_AddIntConstant(m, "REGION", REGION_USER) < 0 || PyModule_AddIntConstant(m, "PHASE", REGION_PHASE) < 0 ||
+        PyModule_AddIntConstant(m, "REGION", REGION_USER) < 0 || PyModule_AddIntConstant(m, "MISS_HANDLED", MISS_HANDLED) < 0 ||
+        PyModule_AddIntConstant(m, "MISS_BLOCKED", MISS_BLOCKED) < 0 || PyModule_AddIntConstant(m, "MISS_WAKEUP", MISS_WAKEUP) < 0 ||
+        PyModule_AddIntConstant(m, "MISS_TIMERS", MISS_TIMERS) < 0 || PyModule_AddIntConstant(m, "PHASE", REGION_PHASE) < 0 ||
         PyModule_AddIntConstant(m, "ITEM", REGION_ITEM) < 0 || PyModule_AddIntConstant(m, "MAX_STRING", PT_STRING_MAX) < 0 ||
         PyModule_AddIntConstant(m, "MAX_FRAMES", PT_FRAMES_MAX) < 0 || PyModule_AddObjectRef(m, "Stack", (PyObject *)&StackType) < 0 ||
         PyModule_AddObjectRef(m, "Ticket", (PyObject *)&TicketType) < 0) {

@@ -11,6 +11,7 @@
 #include "emit.h"
 
 #include <errno.h>
+#include <signal.h>
 
 /* What a thread has computed before it came in is not of the trace; but a main thread is always looked at. */
 void sampler_enter(struct writer *w) {
@@ -18,8 +19,7 @@ void sampler_enter(struct writer *w) {
     STORE(&ticks[w->tick].due, false);
     w->cpu = ticks_cpu();
     w->cpu_left = 0;
-    uint64_t period = LOAD(&w->head->cpu_period);
-    if (period) ticks_set(w, period);
+    ticks_set(w);
 }
 
 static void emit_sample(struct writer *w, uint64_t weight, const struct refs *r) {
@@ -66,7 +66,7 @@ void sampler_take(struct writer *w, stack_t_ *instead) {
         refs_free(&r);
         PyErr_Restore(type, value, traceback);
     }
-    if (w->entry && head_on(w->head)) ticks_set(w, period);
+    if (w->entry && head_on(w->head)) ticks_set(w);
 }
 
 /* sample_tick(signum, frame): the Python-level handler. */
@@ -77,10 +77,49 @@ static PyObject *sample_tick(PyObject *m, PyObject *const *args, Py_ssize_t n) {
     Py_RETURN_NONE;
 }
 
+/* signal.set_wakeup_fd, which runs no code in Python: the one that was there before, -1 for none. */
+static long swap_wakeup(long fd) {
+    static PyObject *set; /* GIL: owned */
+    if (!set) {
+        PyObject *module = PyImport_ImportModule("signal");
+        set = module ? PyObject_GetAttrString(module, "set_wakeup_fd") : NULL;
+        Py_XDECREF(module);
+    }
+    PyObject *args = set ? Py_BuildValue("(l)", fd) : NULL, *kwds = args ? Py_BuildValue("{s:O}", "warn_on_full_buffer", Py_False) : NULL;
+    PyObject *old = kwds ? PyObject_Call(set, args, kwds) : NULL;
+    long found = old ? PyLong_AsLong(old) : -1;
+    Py_XDECREF(old);
+    Py_XDECREF(kwds);
+    Py_XDECREF(args);
+    return found;
+}
+
+/* Python writes a byte to this descriptor for each signal: asyncio's signals would find it full after some seconds of
+ * computing.  It can only be asked for by taking it away for a moment; this thread handles no signal meanwhile.  That Python
+ * complains of a full one, as asyncio never wants, goes. */
+static bool has_wakeup(void) {
+    sigset_t all, before;
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    long fd = swap_wakeup(-1);
+    if (fd >= 0) swap_wakeup(fd);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    PyErr_Restore(type, value, traceback);
+    return fd >= 0;
+}
+
+static PyObject *sample_misses(PyObject *m, PyObject *unused) {
+    (void)m, (void)unused;
+    return PyLong_FromUnsignedLong(registry.head ? LOAD(&registry.head->unsampled) : 0);
+}
+
 static PyObject *sample_install(PyObject *m, PyObject *const *args, Py_ssize_t n) {
     (void)m;
     uint64_t signum, has_main;
     if (arg_count(n, 2, "sample_install") < 0 || arg_uint(args[0], &signum) < 0 || arg_uint(args[1], &has_main) < 0) return NULL;
+    ticks_wake = has_wakeup;
     errno = ticks_install((int)signum, has_main != 0);
     if (errno) return PyErr_SetFromErrno(PyExc_OSError);
     Py_RETURN_NONE;
@@ -114,6 +153,7 @@ static PyObject *sample_is_ours(PyObject *m, PyObject *arg) {
 PyMethodDef sampler_methods[] = {
     FAST("sample_tick", sample_tick, "sample_tick(signum, frame): the Python-level handler: takes the sample that is due."),
     FAST("sample_install", sample_install, "sample_install(signum, has_main): the C handler; has_main: Python calls sample_tick. OSError."),
+    {"sample_misses", sample_misses, METH_NOARGS, "sample_misses() -> int: MISS_..., why threads have no samples in the trace that is on."},
     {"sample_later", sample_later, METH_O, "sample_later(prepare): has the main thread call it, when it next looks for signals."},
     {"sample_is_ours", sample_is_ours, METH_O, "sample_is_ours(signum) -> bool: the C handler is the one of that signal."},
     {NULL, NULL, 0, NULL},

@@ -189,10 +189,12 @@ void sample_add(struct merge *g, struct sample s) {
         g->samples = grown;
         g->samples_cap = cap;
     }
+    uint64_t back = s.weight - 1, since = s.time - g->gen_time;
+    s.time -= back < since ? back : since; /* of the first one: they are written 1 ns apart, this generation's all */
     g->samples[g->nsamples++] = s;
     g->samples_weight += s.weight;
     g->cpu_samples += s.weight;
-    if (s.time > g->last_time) g->last_time = s.time;
+    if (s.time + back > g->last_time) g->last_time = s.time + back;
 }
 
 /* Go's samples have no weight: each is written as often as it counts, 1 ns apart, since Go's reader would move those that
@@ -205,8 +207,7 @@ void samples_write(struct merge *g) {
         for (uint32_t k = 0; k < s->weight; k++) {
             if (p == buf) *p++ = GoCPUSamples;
             *p++ = GoCPUSample;
-            uint64_t back = s->weight - 1 - k;
-            p = put_varint(p, s->time - g->gen_time > back ? s->time - back : s->time);
+            p = put_varint(p, s->time + k);
             p = put_varint(p, s->m);
             p = put_varint(p, s->p);
             p = put_varint(p, s->g);

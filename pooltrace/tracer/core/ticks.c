@@ -27,6 +27,7 @@ static struct {
     timer_t timer[TICKS]; /* under lock: of those that are used */
     bool made[TICKS];     /* under lock */
 } timers = {.lock = PTHREAD_MUTEX_INITIALIZER};
+bool (*ticks_wake)(void);
 
 static void on_tick(int signum, siginfo_t *info, void *context) {
     (void)context;
@@ -45,7 +46,7 @@ uint64_t ticks_cpu(void) {
 }
 
 /* From half of a period to one and a half: what a program does in step with the clock is not always met at one place. */
-void ticks_set(struct writer *w, uint64_t period) {
+static void set_timer(struct writer *w, uint64_t period) {
     w->dice ^= w->dice << 13, w->dice ^= w->dice >> 7, w->dice ^= w->dice << 17;
     uint64_t ns = period / 2 + w->dice % period;
     struct itimerspec once = {.it_value = {.tv_sec = (time_t)(ns / 1000000000u), .tv_nsec = (long)(ns % 1000000000u)}};
@@ -73,16 +74,37 @@ static bool make_timer(struct writer *w) {
     return true;
 }
 
-void ticks_arm(struct writer *w) {
+/* Why this thread may have no timer now; 0: nothing is against it. */
+static uint32_t obstacle(struct writer *w) {
+    sigset_t blocked;
+    if (!handler.signum || !ticks_are_ours(handler.signum)) return MISS_HANDLED;
+    if (pthread_sigmask(SIG_BLOCK, NULL, &blocked) == 0 && sigismember(&blocked, handler.signum)) return MISS_BLOCKED;
+    if (!w->tick && !make_timer(w)) return MISS_TIMERS;
+    if (LOAD(&ticks[w->tick].is_main) && ticks_wake && ticks_wake()) return MISS_WAKEUP;
+    return 0;
+}
+
+void ticks_set(struct writer *w) {
     uint64_t period = LOAD(&w->head->cpu_period);
-    if (!handler.signum || !period) return;
-    if (syscall(SYS_gettid) == getpid() && !handler.has_main) return; /* what it does between emits would not be seen */
-    if (!ticks_are_ours(handler.signum)) return; /* it is somebody else's now */
-    if (!w->tick && !make_timer(w)) return;
+    uint32_t why = period ? obstacle(w) : 0;
+    w->unsampled = why != 0;
+    if (why) atomic_fetch_or(&w->head->unsampled, why);
+    else if (period) set_timer(w, period);
+}
+
+/* At this CPU time: a sample should have been due for long.  The signal is blocked, or somebody else has had it. */
+void ticks_check(struct writer *w, uint64_t cpu) {
+    uint64_t period = LOAD(&w->head->cpu_period);
+    if (period && w->tick && !w->unsampled && !LOAD(&ticks[w->tick].due) && cpu > w->cpu + 10 * period) ticks_set(w);
+}
+
+void ticks_arm(struct writer *w) {
+    STORE(&ticks[w->tick].due, false);
     w->cpu = ticks_cpu();
     w->cpu_left = 0;
-    STORE(&ticks[w->tick].due, false);
-    ticks_set(w, period);
+    w->unsampled = false;
+    if (syscall(SYS_gettid) == getpid() && handler.signum && !handler.has_main) return; /* Python is not told yet */
+    ticks_set(w);
 }
 
 void ticks_drop(struct writer *w) {
@@ -117,7 +139,7 @@ int ticks_install(int signum, bool has_main) {
     sigemptyset(&action.sa_mask);
     if (sigaction(signum, &action, NULL) != 0) return errno;
     handler.signum = signum;
-    handler.has_main |= has_main;
+    handler.has_main = has_main;
     return 0;
 }
 
