@@ -21,7 +21,7 @@
 
 #define SHORT 1000000 /* ns */
 #define LARGE 65536   /* bytes of arguments and result after which memory may have been given back */
-#define AT_ONCE 20000u /* ns from one unit to the next in which nothing was waited for */
+#define AT_ONCE 5000u /* ns from one unit to the next in which nothing was waited for */
 #define THROTTLED_EACH 10000000u /* ns between looks at the cgroup, whose file is slow */
 
 enum figure { CPU, PROCESS_CPU, VOLUNTARY, INVOLUNTARY, RUN_DELAY, MINOR, MAJOR, READ, WRITTEN, THROTTLED, GC_PAUSES, GC_TIME, GC_FREED,
@@ -287,10 +287,7 @@ void figures_end(struct writer *w, uint64_t arguments, uint64_t result) {
 }
 
 void figures_after_fork(void) {
-    for (int **fd = (int *[]){&f.schedstat, &f.statm, &f.throttle, NULL}; *fd; fd++) {
-        if (**fd >= 0) close(**fd);
-        **fd = -1;
-    }
+    f.schedstat = f.statm = f.throttle = -1; /* of the parent; not closed: the program may have taken the numbers over */
     f.trace = 0;
     f.open = f.has_others = false;
 }
