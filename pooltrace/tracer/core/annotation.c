@@ -20,12 +20,7 @@ static PyObject *user_task_begin(PyObject *m, PyObject *const *args, Py_ssize_t 
     if (!failed) task = atomic_fetch_add(&w->head->next.task, 1); /* of the arena: a worker's do not meet its parent's */
     while (!failed && open_with(w, &ev, 64, &r, w->kind != KIND_WORKER)) {
         first = LOAD(&w->head->first_gen);
-        *ev.p++ = OP_USER_TASK;
-        ev.p = put_varint(ev.p, ev.dt);
-        ev.p = put_varint(ev.p, task);
-        ev.p = put_varint(ev.p, parent);
-        ev.p = put_varint(ev.p, string_id(r.name));
-        ev.p = put_varint(ev.p, id_of(r.stack));
+        put_task(&ev, OP_USER_TASK, task, parent, &r);
         if ((written = writer_publish(w, &ev))) break;
     }
     emit_end();
@@ -47,10 +42,7 @@ static PyObject *user_task_end(PyObject *m, PyObject *const *args, Py_ssize_t n)
     bool failed = arg_uint(args[0], &task) < 0 || arg_uint(args[1], &first) < 0 || arg_stack(args[2], true, &r.stack) < 0;
     while (!failed && open_with(w, &ev, 48, &r, w->kind != KIND_WORKER)) {
         if (LOAD(&w->head->first_gen) != first) break; /* it began in another trace */
-        *ev.p++ = OP_TASK_END;
-        ev.p = put_varint(ev.p, ev.dt);
-        ev.p = put_varint(ev.p, task);
-        ev.p = put_varint(ev.p, id_of(r.stack));
+        put_task_end(&ev, task, &r);
         if (writer_publish(w, &ev)) break;
     }
     return emit_done(&r, failed);

@@ -110,6 +110,22 @@ static inline int open_with(struct writer *w, struct event *ev, size_t need, con
 
 static inline uint64_t id_of(stack_t_ *s) { return s ? stack_id(s) : 0; }
 
+/* The job's or the user's, which end alike. */
+static inline void put_task(struct event *ev, enum op op, uint64_t task, uint64_t parent, const struct refs *r) {
+    *ev->p++ = (uint8_t)op;
+    ev->p = put_varint(ev->p, ev->dt);
+    ev->p = put_varint(ev->p, task);
+    ev->p = put_varint(ev->p, parent);
+    ev->p = put_varint(ev->p, string_id(r->name));
+    ev->p = put_varint(ev->p, id_of(r->stack));
+}
+static inline void put_task_end(struct event *ev, uint64_t task, const struct refs *r) {
+    *ev->p++ = OP_TASK_END;
+    ev->p = put_varint(ev->p, ev->dt);
+    ev->p = put_varint(ev->p, task);
+    ev->p = put_varint(ev->p, id_of(r->stack));
+}
+
 static inline void refs_free(struct refs *r) {
     string_unref(r->name);
     Py_XDECREF(r->stack);

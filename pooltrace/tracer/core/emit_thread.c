@@ -335,12 +335,7 @@ static PyObject *task_begin(PyObject *m, PyObject *const *args, Py_ssize_t n) {
     bool failed = arg_uint(args[0], &task) < 0 || arg_uint(args[1], &parent) < 0 || !(r.name = string_of_cached(args[2])) ||
                   arg_stack(args[3], true, &r.stack) < 0;
     while (!failed && open_with(w, &ev, 64, &r, true)) {
-        *ev.p++ = OP_TASK;
-        ev.p = put_varint(ev.p, ev.dt);
-        ev.p = put_varint(ev.p, task);
-        ev.p = put_varint(ev.p, parent);
-        ev.p = put_varint(ev.p, string_id(r.name));
-        ev.p = put_varint(ev.p, id_of(r.stack));
+        put_task(&ev, OP_TASK, task, parent, &r);
         if (writer_publish(w, &ev)) break;
     }
     return emit_done(&r, failed);
@@ -358,10 +353,7 @@ static PyObject *task_end(PyObject *m, PyObject *arg) {
     r.stack = stack_here(0);
     bool failed = !r.stack;
     while (!failed && open_with(w, &ev, 48, &r, true)) {
-        *ev.p++ = OP_TASK_END;
-        ev.p = put_varint(ev.p, ev.dt);
-        ev.p = put_varint(ev.p, task);
-        ev.p = put_varint(ev.p, id_of(r.stack));
+        put_task_end(&ev, task, &r);
         if (writer_publish(w, &ev)) break;
     }
     return emit_done(&r, failed);
