@@ -85,11 +85,6 @@ def share_of(counts: Counter[str], name: str) -> float:
     return counts[f"test_sampler.{name}"] / counts.total()
 
 
-def pprof_top(profile: Path) -> str:
-    gotool.require_go("pprof")
-    return gotool.pprof(profile, "-top")
-
-
 @pytest.mark.parametrize("period", [1.0, 0.1])
 def test_shares_are_those_that_the_program_counted(tmp_path: Path, judge: Judge, period: float) -> None:
     path = tmp_path / "t.trace"
@@ -544,11 +539,15 @@ def test_go_s_pprof_names_the_same_functions(tmp_path: Path, judge: Judge) -> No
     judge(tmp_path / "t.trace")
     command = [sys.executable, "-m", "pooltrace", "export", "t.trace", "--to", "pprof"]
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
-    rows = [line.split() for line in pprof_top(tmp_path / "t.pb.gz").splitlines()]
+    gotool.require_go("pprof")
+    rows = [line.split() for line in gotool.pprof(tmp_path / "t.pb.gz", "-top", "-unit=ms").splitlines()]
     at = next(i for i, row in enumerate(rows) if row[:1] == ["flat"])
-    top = {row[5]: row[0] for row in rows[at + 1 :] if len(row) > 5}
-    assert next(iter(top)) == "__main__.spin", top
-    assert "__main__.work" not in {name for name, flat in top.items() if flat not in ("0", "0.01s", "0.02s")}
+    top = {row[5]: round(float(row[0].removesuffix("ms"))) for row in rows[at + 1 :] if len(row) > 5}
+    counts = by_leaf(read(tmp_path / "t.trace"))
+    assert next(iter(top)) == counts.most_common(1)[0][0] == "__main__.spin"
+    assert counts["__main__.spin"] > 0.7 * counts.total()
+    for name, ms in top.items():
+        assert ms == 10 * counts[name]
 
 
 def test_run_without_samples_and_with_a_handler_of_the_program_s(tmp_path: Path, judge: Judge) -> None:

@@ -47,7 +47,9 @@ static bool is_in_call(const stack_t_ *s) {
 void sampler_take(struct writer *w, stack_t_ *instead) {
     STORE(&ticks[w->tick].due, false);
     uint64_t period = LOAD(&w->head->cpu_period), now = ticks_cpu();
-    if (!period || !head_on(w->head)) return; /* the timer stays as it is */
+    /* No trace is on, or one in which it has written nothing yet: then it was due in an older one.  The timer is set when
+     * it writes. */
+    if (!period || !head_on(w->head) || w->trace != LOAD(&w->head->first_gen)) return;
     int64_t ns = (int64_t)(now - w->cpu) + w->cpu_left;
     int64_t weight = ns > 0 ? (ns + (int64_t)period / 2) / (int64_t)period : 0;
     w->cpu = now;
