@@ -96,7 +96,7 @@ def test_shares_are_those_that_the_program_counted(tmp_path: Path, judge: Judge,
     total = {name: sum(one[name] for one in noted) for name in noted[0]}
     for name, seconds in total.items():
         assert abs(share_of(counts, name) - seconds / sum(total.values())) < 0.03, (counts, total)
-    assert counts["test_sampler.nap"] == 0
+    assert share_of(counts, "nap") < 0.01  # to go to sleep costs some 20 us
     assert abs(counts.total() * PERIOD - sum(total.values())) < 0.03 * sum(total.values()) + 2 * EDGE
     figures = pooltrace.summary()
     assert figures is not None
