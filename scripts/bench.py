@@ -195,7 +195,7 @@ def stub_tracer() -> None:
     empty_list: list[object] = []
     empty_dict: dict[object, object] = {}
     stubs: dict[str, Callable[..., object]] = {
-        **dict.fromkeys(("unit_end", "idle", "leave", "enter"), empty_list.clear),
+        **dict.fromkeys(("idle", "leave", "enter"), empty_list.clear),
         **dict.fromkeys(("go_resume", "go_unblock", "task_end"), empty_dict.get),
         "enabled": empty_list.__len__,
         "stack": lambda skip=0: stack,
@@ -207,6 +207,8 @@ def stub_tracer() -> None:
         "region_end": lambda handle=0: None,
         "log": lambda task, key, value: None,
         "unit_begin": lambda g, generation, start: None,
+        "unit_end": lambda came=None, beside=None, payload=None, buffers=None: None,
+        "run_call": lambda func, args, kwds, task, name, start: func(*args, **kwds),
         "run_chunk": lambda func, items, star, task, name, start: list(
             itertools.starmap(func, items) if star else map(func, items)
         ),
