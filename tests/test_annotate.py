@@ -842,3 +842,145 @@ assert not {"inspect", "asyncio", "opentelemetry"} & set(sys.modules)
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+# What the second review found
+
+
+SETUP = """\
+import asyncio, multiprocess, multiprocessing
+import pooltrace
+
+CFG = None
+
+def setup(value):
+    global CFG
+    CFG = value
+
+def function(i):
+    return CFG
+
+def generator():
+    yield CFG
+
+async def coroutine():
+    return CFG
+
+def steps(i):
+    return next(generator())
+
+def awaited(i):
+    return asyncio.run(coroutine())
+
+class Plain:
+    def method(self, i):
+        return CFG
+
+@pooltrace.region("function")
+def heard(i):
+    return CFG
+
+@pooltrace.region("generator")
+def heard_generator():
+    yield CFG
+
+@pooltrace.region("coroutine")
+async def heard_coroutine():
+    return CFG
+
+def heard_steps(i):
+    return next(heard_generator())
+
+def heard_awaited(i):
+    return asyncio.run(heard_coroutine())
+
+class Heard:
+    @pooltrace.region("method")
+    def method(self, i):
+        return CFG
+
+if __name__ == "__main__":
+    pairs = (function, heard), (steps, heard_steps), (awaited, heard_awaited), (Plain().method, Heard().method)
+    pools = [pooltrace.Pool, pooltrace.StdPool]
+    pools += [family.get_context(how).Pool for family in (multiprocess, multiprocessing) for how in ("fork", "spawn")]
+    for pool in pools:
+        with pool(1, setup, ("set",)) as made:
+            for plain, work in pairs:
+                assert made.map(work, [1]) == made.map(plain, [1]), (pool, work)
+    print("fine")
+"""
+
+
+def test_decorated_functions_of_main_see_their_own_globals(tmp_path: Path) -> None:
+    """Whoever pickles them by value (dill) takes what stands in their globals along: they do as undecorated ones do."""
+    (tmp_path / "decorated.py").write_text(SETUP)
+    for command in (["-W", "error", "decorated.py"], ["-m", "pooltrace", "run", "-o", "t.trace", "decorated.py"]):
+        done = subprocess.run([sys.executable, *command], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (0, "fine\n"), done.stderr
+
+
+def test_a_shared_task_that_somebody_entered_before_the_trace(tmp_path: Path, judge: Judge) -> None:
+    """He leaves first: that is not the end of the other's."""
+    path, shared, inner = tmp_path / "t.trace", task("u shared"), region("u region")
+    entered, leave, left = threading.Event(), threading.Event(), threading.Event()
+
+    def early() -> None:
+        with shared, inner:
+            entered.set()
+            leave.wait()
+        left.set()
+
+    thread = threading.Thread(target=early)
+    thread.start()
+    entered.wait()
+
+    def late() -> None:
+        with shared, inner:
+            leave.set()
+            left.wait()
+            log("u log", "inside")
+        with region("u later"):
+            pass
+
+    with trace(path):
+        in_thread(late)
+    thread.join()
+    judge(path)
+    said = Said(path)
+    [number] = said.tasks
+    assert said.log("u log").task == number
+    assert said.ended[number] > said.log("u log").time
+    assert [(one.name, one.task) for one in said.regions] == [("u region", number), ("u later", 0)]
+    assert said.regions[0].end > said.log("u log").time
+
+
+def test_what_a_signal_s_handler_raises_leaves_no_task_behind(tmp_path: Path, judge: Judge) -> None:
+    class InterruptError(Exception):
+        pass
+
+    def interrupt(*_: object) -> None:
+        raise InterruptError
+
+    path, before = tmp_path / "t.trace", signal.signal(signal.SIGALRM, interrupt)
+    hits = 0
+    try:
+        with trace(path):
+            for i in range(200):
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, 0.0003 + i % 37 * 1e-5)
+                    for _ in range(2000):
+                        with task("u task"), region("u region"):
+                            log("u log", "inside")
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+                except InterruptError:
+                    hits += 1
+            assert annotate.current() == 0
+            with region("u after"):
+                pass
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    judge(path)
+    assert hits > 100
+    [after] = [one for one in Said(path).regions if one.name == "u after"]
+    assert after.task == 0

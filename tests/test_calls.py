@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import re
 import signal
@@ -471,3 +472,14 @@ def test_the_trace_shows_the_call_as_any_other(called: list[Slot], tmp_path: Pat
     begins = [e.time for e in events if e.name == "UserRegionBegin" and e.string("name") == "jobs.note"]
     assert all(begin <= note.begin for begin, note in zip(begins, notes, strict=True))
     assert [e.string("key") for e in events if unitlogs.is_users(e)] == ["worker lost"]
+
+
+@pytest.mark.parametrize("arguments", [((1,), None), ((1,), [("a", 1)]), (5, {}), (None, {}), ((1,), {1: 2})])
+def test_arguments_that_are_none_raise_what_the_stock_pools_raise(arguments: tuple[Any, Any]) -> None:
+    with pooltrace.StdPool(1) as pool, multiprocessing.pool.Pool(1) as stock:
+        for one in (stock, pool):
+            with pytest.raises(TypeError):
+                one.apply(square, *arguments)
+            with pytest.raises(TypeError):
+                one.apply_async(square, *arguments).get()
+        assert pool.apply(square, [3], {}) == 9

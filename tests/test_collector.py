@@ -183,3 +183,23 @@ def test_the_collector_is_watched_while_a_trace_is_on(tmp_path: Path, judge: Jud
                 assert (pool.apply(ours), ours()) == (1, 1)
             assert (pool.apply(ours), ours()) == (0, 0)
             judge(tmp_path / f"{i}.trace")
+
+
+def test_callbacks_that_the_program_replaces(tmp_path: Path, judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, before = tmp_path / "t.trace", gc.callbacks
+    with pooltrace.trace(path):
+        monkeypatch.setattr(gc, "callbacks", [])
+    monkeypatch.undo()
+    assert gc.callbacks is before
+    assert ours() == 0
+    with pooltrace.trace(path):
+        assert ours() == 1
+    judge(path)
+
+
+def test_a_forked_child_watches_nothing(tmp_path: Path) -> None:
+    with pooltrace.trace(tmp_path / "t.trace"):
+        pid = os.fork()
+        if pid == 0:
+            os._exit(ours())
+        assert os.waitpid(pid, 0)[1] == 0

@@ -386,6 +386,21 @@ def test_the_collector_s_work_is_of_the_unit_in_which_it_was(tmp_path: Path, jud
     assert sum(unit.get("gc pauses", 0) + unit.get("short units: gc pauses", 0) for unit in told) == 15
 
 
+def start_computing(seconds: float) -> None:
+    threading.Thread(target=hash_long, args=(seconds,)).start()
+
+
+def test_what_is_computed_while_a_worker_waits_is_of_no_unit(tmp_path: Path, judge: Judge) -> None:
+    path = tmp_path / "t.trace"
+    with pooltrace.trace(path), pooltrace.StdPool(1) as pool:
+        pool.apply(start_computing, (0.3,))
+        spin(0.5)  # the parent does, while the worker waits
+        pool.apply(nothing, (0,))
+    judge(path)
+    [told] = unitlogs.of_units(path, "test_figures.nothing")
+    assert told.get("short units: process cpu us", told.get("process cpu us", 0)) < 100_000
+
+
 def large_result(_: object) -> bytes:
     return bytes(40 * MIB)
 
@@ -415,31 +430,25 @@ def test_a_detail_that_is_not_known() -> None:
         pooltrace.StdPool(1, detail="items")
 
 
-def closed(_: object) -> None:
-    """A unit that closes all that it has not opened, and puts another file in the place of one of ours."""
-    with open("/proc/self/maps", encoding="utf-8") as file:
-        file.read(1)
-    targets = {
-        fd: os.readlink(f"/proc/self/fd/{fd}")
-        for fd in map(int, os.listdir("/proc/self/fd"))
-        if os.path.exists(f"/proc/self/fd/{fd}")
-    }
-    for fd, target in targets.items():
+def closed(path: str) -> None:
+    """A unit that closes what it has not opened, and has a file of its own there, which looks alike."""
+    Path(path).write_text("700000000 699994787987654 7000000 1 1 1 1\n")
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        target = os.readlink(f"/proc/self/fd/{fd}") if os.path.exists(f"/proc/self/fd/{fd}") else ""
         if target.endswith(("/statm", "/schedstat")):
             os.close(fd)
-            other = os.open("/etc/passwd", os.O_RDONLY)
-            assert other == fd
+            assert os.open(path, os.O_RDONLY) == fd
     time.sleep(0.002)
 
 
 def test_descriptors_that_the_program_took_are_not_believed(tmp_path: Path, judge: Judge) -> None:
     path = tmp_path / "t.trace"
     with pooltrace.trace(path), pooltrace.StdPool(1) as pool:
-        pool.map(closed, range(2), chunksize=1)
+        pool.map(closed, [str(tmp_path / "file")] * 2, chunksize=1)
         pool.apply(burn_first, (0.01,))
     judge(path)
     [told] = unitlogs.of_units(path, "test_figures.burn_first")
-    assert "run delay us" not in told
+    assert not {"run delay us", "rss after"} & set(told)
     assert told["cpu us"] >= 10_000
 
 

@@ -394,6 +394,68 @@ def test_a_wakeup_descriptor_is_left_to_the_program(
     ]
 
 
+LOOP = """\
+import asyncio, signal, time
+import pooltrace
+
+def spin(seconds):
+    begin = time.thread_time()
+    while time.thread_time() - begin < seconds:
+        for _ in range(500): pass
+
+async def main():
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, lambda: None)
+    spin(0.1)
+    loop.remove_signal_handler(signal.SIGTERM)
+
+def taken():
+    before = signal.signal(signal.SIGURG, lambda *_: None)
+    spin(0.1)
+    signal.signal(signal.SIGURG, before)
+
+def after_loop():
+    spin(2.5)
+
+def after_handler():
+    spin(2.5)
+
+with pooltrace.trace("t.trace", period=0.25):
+    asyncio.run(main())
+    after_loop()
+    taken()
+    after_handler()
+"""
+
+
+def test_there_are_samples_again_afterwards(tmp_path: Path, judge: Judge) -> None:
+    """In a parent that never says a thing of its own."""
+    (tmp_path / "loop.py").write_text(LOOP)
+    subprocess.run([sys.executable, "loop.py"], cwd=tmp_path, check=True, capture_output=True)
+    judge(tmp_path / "t.trace")
+    counts = Counter(sample.frames[1].function for sample in read(tmp_path / "t.trace") if len(sample.frames) > 1)
+    assert counts["__main__.after_loop"] > 100
+    assert counts["__main__.after_handler"] > 100
+
+
+def compute_in_region() -> None:
+    with pooltrace.region("r"):
+        burn(0.2)
+
+
+def test_a_thread_s_sample_in_a_region_is_of_who_has_it(tmp_path: Path, judge: Judge) -> None:
+    path = tmp_path / "t.trace"
+    with pooltrace.trace(path):
+        thread = threading.Thread(target=compute_in_region)
+        thread.start()
+        m = thread.native_id
+        thread.join()
+    judge(path)
+    counts = by_leaf([sample for sample in read(path) if sample.m == m])
+    assert set(counts) == {"test_sampler.compute_in_region"}
+    assert counts.total() >= 15
+
+
 def wakeup_fd() -> int:
     fd = signal.set_wakeup_fd(-1)
     return fd
@@ -456,7 +518,7 @@ def test_no_timers_no_samples_and_it_is_said(tmp_path: Path, judge: Judge, caplo
     judge(path)
     assert "test_sampler.burn_hot" not in by_leaf(read(path))
     [message] = [record.getMessage() for record in caplog.records]
-    assert "the system gives no more timers" in message
+    assert "there are no more timers" in message
 
 
 def test_what_was_due_before_a_trace_is_not_in_it(tmp_path: Path, judge: Judge) -> None:

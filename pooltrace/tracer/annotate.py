@@ -9,12 +9,14 @@ none, in a worker, the job whose unit runs there.  Knows nothing of pools: a wor
 
 from __future__ import annotations
 
+import builtins
 import functools
 import os
 import sys
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextvars import ContextVar
 from threading import get_ident
+from types import FunctionType
 from typing import Any, TypeVar
 
 from pooltrace.tracer import _core, emit
@@ -89,21 +91,24 @@ class task(_core.Annotation):
         if parent is not None:
             parent.parent = _living(parent.parent)  # no chain of what is over, however long tasks beget tasks
         begun = _Task(*made, unit.task, parent)
-        self._begun.append((get_ident(), begun))
+        self._begun.append((get_ident(), begun))  # from here on what a signal's handler raises ends it
         _current.set(begun)
 
     def _end(self) -> None:
         me, now, begun = get_ident(), _current.get(), self._begun
         entry = begun[-1]
         if entry[1] is not now:
+            if self._unheard and all(one[1] is not now for one in begun):
+                self._unheard -= 1  # who leaves came in when there was no trace
+                return
             # that of this context, if there is one; else the last one of this thread; else the last one
             entry = max(begun, key=lambda entry: (entry[1] is now, entry[0] == me, entry[1].number))
-        begun.remove(entry)
         thread: int = entry[0]
         ended: _Task = entry[1]
-        ended.over = True
         if now is ended:
-            _current.set(_living(ended.parent))
+            _current.set(_living(ended.parent))  # first: whatever a signal's handler raises then, it is not current
+        ended.over = True
+        begun.remove(entry)
         if ended.process is not _process:
             return
         if thread != me:
@@ -134,9 +139,13 @@ class region(_core.Annotation):
         if entry[0] != me or entry[1] != frame:
             # coroutines may share this object: that of this frame, if there is one; else the last one of this thread
             mine = [entry for entry in begun if entry[0] == me]
+            exact = [entry for entry in mine if entry[1] == frame]
+            if not exact and self._unheard:
+                self._unheard -= 1  # who leaves came in when there was no trace
+                return
             if not mine:
                 return
-            entry = next((entry for entry in reversed(mine) if entry[1] == frame), mine[-1])
+            entry = (exact or mine)[-1]
         begun.remove(entry)
         _close(entry[2])
 
@@ -192,7 +201,8 @@ def _close(handle: int) -> None:
         emit.leave()
 
 
-# Decorated functions.  What a wrapper needs it has in its closure, or finds by name: it may be pickled by value.
+# Decorated functions.  A wrapper has what it needs in its closure, and the globals of the function: whoever pickles it
+# by value (dill, cloudpickle) takes a function's globals along, which must be the program's, not ours.
 
 
 class _Call:
@@ -239,28 +249,39 @@ def _decorated(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     return _of_function(name, where, function)
 
 
+def _dress(wrapper: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+    home = getattr(function, "__globals__", None)
+    if home is None:
+        home = vars(sys.modules.get(getattr(function, "__module__", None) or "", builtins))
+    made = FunctionType(wrapper.__code__, home, wrapper.__name__, None, wrapper.__closure__)
+    return functools.wraps(function)(made)
+
+
 def _of_function(name: str, where: _Where, function: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(function)
+    call, is_on = _Call, enabled
+
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        if not enabled():
+        if not is_on():
             return function(*args, **kwargs)
-        with _Call(name, where):
+        with call(name, where):
             return function(*args, **kwargs)
 
-    return wrapper
+    return _dress(wrapper, function)
 
 
 def _of_coroutine(name: str, where: _Where, function: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(function)
+    call = _Call
+
     async def wrapper(*args: Any, **kwargs: Any) -> Any:
-        with _Call(name, where):
+        with call(name, where):
             return await function(*args, **kwargs)
 
-    return wrapper
+    return _dress(wrapper, function)
 
 
 def _of_generator(name: str, where: _Where, function: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(function)
+    call = _Call
+
     def wrapper(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
         # as `yield from` (PEP 380), with a region around each step
         generator = function(*args, **kwargs)
@@ -268,7 +289,7 @@ def _of_generator(name: str, where: _Where, function: Callable[..., Any]) -> Cal
         sent: Any = None
         while True:
             try:
-                with _Call(name, where):
+                with call(name, where):
                     item = step(sent)
             except StopIteration as end:
                 return end.value
@@ -276,25 +297,26 @@ def _of_generator(name: str, where: _Where, function: Callable[..., Any]) -> Cal
                 sent = yield item
                 step = generator.send
             except GeneratorExit:
-                with _Call(name, where):
+                with call(name, where):
                     generator.close()
                 raise
             except BaseException as error:
                 sent, step = error, generator.throw
             del item
 
-    return wrapper
+    return _dress(wrapper, function)
 
 
 def _of_async_generator(name: str, where: _Where, function: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(function)
+    call = _Call
+
     async def wrapper(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
         generator = function(*args, **kwargs)
         step: Callable[[Any], Any] = generator.asend
         sent: Any = None
         while True:
             try:
-                with _Call(name, where):
+                with call(name, where):
                     item = await step(sent)
             except StopAsyncIteration:
                 return
@@ -302,14 +324,17 @@ def _of_async_generator(name: str, where: _Where, function: Callable[..., Any]) 
                 sent = yield item
                 step = generator.asend
             except GeneratorExit:
-                with _Call(name, where):
+                with call(name, where):
                     await generator.aclose()
                 raise
             except BaseException as error:
                 sent, step = error, generator.athrow
             del item
 
-    return wrapper
+    return _dress(wrapper, function)
+
+
+_core.sample_skip(_close.__code__.co_filename)  # a sample that is taken here is of who has called us
 
 
 def _after_fork_in_child() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 
-from pooltrace.tracer import annotate
+from pooltrace.tracer import _core, annotate
 
 
 class _Busy(threading.local):
@@ -29,8 +29,8 @@ class LogHandler(logging.Handler):
         """As logging's, without its lock: the tracer needs none."""
         if not annotate.enabled() or _busy.now:
             return False
-        _busy.now = True
         try:
+            _busy.now = True
             kept: bool | logging.LogRecord = self.filter(record)
             if kept:
                 self.emit(kept if isinstance(kept, logging.LogRecord) else record)
@@ -48,3 +48,6 @@ class LogHandler(logging.Handler):
                 annotate.write_log(f"{record.levelname} {record.name}", self.format(record))
         except Exception:
             self.handleError(record)
+
+
+_core.sample_skip(LogHandler.emit.__code__.co_filename)

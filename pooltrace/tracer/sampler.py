@@ -43,7 +43,7 @@ _MISSED = {
     _core.MISS_HANDLED: f"the program handles {SIGNAL.name} itself",
     _core.MISS_BLOCKED: f"the program blocks {SIGNAL.name}",
     _core.MISS_WAKEUP: "the program has a wakeup descriptor for signals, as asyncio does",
-    _core.MISS_TIMERS: "the system gives no more timers (see ulimit -i)",
+    _core.MISS_TIMERS: "there are no more timers (more than 1,023 threads, or see ulimit -i)",
 }
 
 

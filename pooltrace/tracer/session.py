@@ -287,6 +287,7 @@ def _pump(sink: Sink, begun: threading.Event) -> None:
     """
     try:
         while (data := _read_patiently()) is not None:
+            _core.sample_again()  # once a generation, at least
             with _state.lock:
                 failed = _state.error is not None
             if failed:
@@ -487,6 +488,7 @@ def _after_fork_in_child() -> None:
     global _state, begins
     _state = _State()
     begins = _core.Gate()
+    _core.watch_collector(False)
     atexit.unregister(_stop_at_exit)
 
 

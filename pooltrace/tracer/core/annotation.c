@@ -60,6 +60,7 @@ typedef struct {
     PyObject_HEAD
     PyObject *name;  /* owned: a str */
     PyObject *begun; /* owned: a list of what _end() has to end, the subclass's; NULL before the first */
+    Py_ssize_t unheard; /* who came in without being told of, and has not left */
 } annotation_t;
 
 static PyObject *str_begin, *str_end; /* owned, once */
@@ -85,19 +86,43 @@ static void annotation_dealloc(annotation_t *a) { /* no cycles: what was begun d
     type->tp_free(a);
 }
 
+/* After what was raised, and is to be raised, by a signal's handler, say: there is something that has to end. */
+static void end_all_the_same(PyObject *self) {
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
+    PyObject *done = PyObject_CallMethodNoArgs(self, str_end);
+    if (!done) PyErr_Clear();
+    Py_XDECREF(done);
+    PyErr_Restore(type, value, traceback);
+}
+
 static PyObject *annotation_enter(PyObject *self, PyObject *unused) {
     (void)unused;
-    if (!any_trace()) Py_RETURN_NONE;
     annotation_t *a = (annotation_t *)self;
+    if (!any_trace()) {
+        a->unheard++;
+        Py_RETURN_NONE;
+    }
     if (!a->begun && !(a->begun = PyList_New(0))) return NULL;
-    return PyObject_CallMethodNoArgs(self, str_begin);
+    Py_ssize_t before = PyList_GET_SIZE(a->begun);
+    PyObject *done = PyObject_CallMethodNoArgs(self, str_begin);
+    bool begun = PyList_GET_SIZE(a->begun) > before;
+    if (!done && begun) end_all_the_same(self); /* `with` does not, if __enter__ raises */
+    else if (done && !begun) a->unheard++;
+    return done;
 }
 
 static PyObject *annotation_exit(PyObject *self, PyObject *const *args, Py_ssize_t n) {
     (void)args, (void)n;
-    PyObject *begun = ((annotation_t *)self)->begun;
-    if (!begun || PyList_GET_SIZE(begun) == 0) Py_RETURN_NONE;
-    return PyObject_CallMethodNoArgs(self, str_end);
+    annotation_t *a = (annotation_t *)self;
+    Py_ssize_t before = a->begun ? PyList_GET_SIZE(a->begun) : 0;
+    if (before == 0) {
+        if (a->unheard > 0) a->unheard--;
+        Py_RETURN_NONE;
+    }
+    PyObject *done = PyObject_CallMethodNoArgs(self, str_end);
+    if (!done && PyList_GET_SIZE(a->begun) == before) end_all_the_same(self);
+    return done;
 }
 
 static PyMethodDef methods[] = {
@@ -107,6 +132,7 @@ static PyMethodDef methods[] = {
 };
 static PyMemberDef members[] = {
     {"_name", T_OBJECT, offsetof(annotation_t, name), READONLY, "what it is called"},
+    {"_unheard", T_PYSSIZET, offsetof(annotation_t, unheard), 0, "who came in without being told of, and has not left"},
     {"_begun", T_OBJECT, offsetof(annotation_t, begun), READONLY, "what _end() has to end"},
     {NULL, 0, 0, 0, NULL},
 };

@@ -69,22 +69,27 @@ static PyObject *collecting(PyObject *m, PyObject *const *args, Py_ssize_t n) {
 }
 
 static PyMethodDef collecting_method = FAST("collecting", collecting, "collecting(phase, info): for gc.callbacks.");
-static PyObject *watcher; /* GIL: owned; in gc.callbacks, NULL: it is not */
+static PyObject *watched; /* GIL: owned: the list of callbacks that has ours; NULL: none */
+
+static bool is_ours(PyObject *callback) {
+    return PyCFunction_Check(callback) && PyCFunction_GetFunction(callback) == (PyCFunction)(void (*)(void))collecting;
+}
 
 /* CPython makes a dict for each callback: half a microsecond, every few hundred allocations. */
 void collector_watch(bool on) {
-    if (on == (watcher != NULL)) return;
-    PyObject *module = PyImport_ImportModule("gc"), *list = module ? PyObject_GetAttrString(module, "callbacks") : NULL;
-    if (list && PyList_Check(list) && on) {
-        watcher = PyCFunction_New(&collecting_method, NULL);
-        if (watcher && PyList_Append(list, watcher) < 0) Py_CLEAR(watcher);
-    } else if (list && PyList_Check(list)) {
-        for (Py_ssize_t i = PyList_GET_SIZE(list); i-- > 0;)
-            if (PyList_GET_ITEM(list, i) == watcher && PyList_SetSlice(list, i, i + 1, NULL) < 0) break;
-        Py_CLEAR(watcher);
+    if (on == (watched != NULL)) return;
+    if (!on) {
+        for (Py_ssize_t i = PyList_GET_SIZE(watched); i-- > 0;)
+            if (is_ours(PyList_GET_ITEM(watched, i)) && PyList_SetSlice(watched, i, i + 1, NULL) < 0) break;
+        Py_CLEAR(watched);
+    } else {
+        PyObject *module = PyImport_ImportModule("gc"), *list = module ? PyObject_GetAttrString(module, "callbacks") : NULL;
+        PyObject *callback = list && PyList_Check(list) ? PyCFunction_New(&collecting_method, NULL) : NULL;
+        if (callback && PyList_Append(list, callback) == 0) watched = Py_NewRef(list);
+        Py_XDECREF(callback);
+        Py_XDECREF(list);
+        Py_XDECREF(module);
     }
-    Py_XDECREF(list);
-    Py_XDECREF(module);
     if (PyErr_Occurred()) PyErr_Clear(); /* no memory: pauses are not told of */
 }
 

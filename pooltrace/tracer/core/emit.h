@@ -65,6 +65,7 @@ static inline struct writer *ready_in(void) {
     struct writer *w = ready();
     if (!w || w->kind != KIND_THREAD || !may_write(w)) return NULL;
     if (sample_due(w)) sampler_take(w, NULL);
+    if (w->unsampled) ticks_again(w);
     return w;
 }
 

@@ -283,6 +283,8 @@ static PyObject *run_call(PyObject *m, PyObject *const *args, Py_ssize_t n) {
         item_called = outer;
         item_end(&r, begun);
     }
+    else if (named && PyErr_ExceptionMatches(PyExc_AttributeError)) /* as where it is called with ** */
+        PyErr_Format(PyExc_TypeError, "argument after ** must be a mapping, not %.200s", Py_TYPE(args[2])->tp_name);
     Py_XDECREF(row);
     Py_XDECREF(named);
     refs_free(&r);

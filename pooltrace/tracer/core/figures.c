@@ -17,6 +17,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #define SHORT 1000000 /* ns */
@@ -48,16 +49,16 @@ static struct {                  /* all of the worker's main thread, with the GI
     bool has_others;             /* other threads of the process have computed */
     bool was_large;              /* memory may have been given back since it was read */
     uint64_t began, ended;       /* ns */
-    uint64_t told;               /* when short units were told of last, ns */
+    uint64_t told, peak_told;    /* when units were told of last, ns; the highest memory then */
     struct pauses pauses, pauses_begin; /* as at the end of the last unit; at the begin of the one that runs */
     uint64_t units, sum[SUMS];   /* short ones that were not told; CPU in ns */
     bool open;                   /* `begin` is of the unit that runs */
     enum { DETAIL_NONE, DETAIL_UNIT, DETAIL_ITEM } detail; /* what is told of */
-    int schedstat, statm, throttle; /* owned descriptors; -1: there is none */
+    struct source { int fd; dev_t dev; ino_t ino; } schedstat, statm, throttle; /* fd owned; -1: there is none */
     char throttle_key[32];
     uint64_t throttle_unit;      /* how many of that file's are 1 us */
     struct string *key[FIGURES], *short_key[FIGURES]; /* owned */
-} f = {.detail = DETAIL_UNIT, .schedstat = -1, .statm = -1, .throttle = -1};
+} f = {.detail = DETAIL_UNIT, .schedstat = {.fd = -1}, .statm = {.fd = -1}, .throttle = {.fd = -1}};
 
 /* ---- reading ---- */
 static uint64_t read_clock(uint64_t switches) {
@@ -78,9 +79,11 @@ static void read_quick(struct quick *q, uint64_t now) {
     q->cpu = switches == f.clock.switches && past < SHORT ? f.clock.cpu + (uint64_t)past : read_clock(switches);
 }
 
-/* The file's text, or false.  The program may have closed the descriptor, even opened another: nothing is believed. */
-static bool text_of(int fd, char *text, size_t size) {
-    ssize_t n = fd >= 0 ? pread(fd, text, size - 1, 0) : -1;
+/* The file's text, or false.  The program may have closed the descriptor, even opened another file in its place. */
+static bool text_of(const struct source *s, char *text, size_t size) {
+    struct stat status;
+    if (s->fd < 0 || fstat(s->fd, &status) != 0 || status.st_ino != s->ino || status.st_dev != s->dev) return false;
+    ssize_t n = pread(s->fd, text, size - 1, 0);
     if (n <= 0) return false;
     text[n] = 0;
     return true;
@@ -89,14 +92,14 @@ static bool text_of(int fd, char *text, size_t size) {
 static void read_delay(const struct quick *q) {
     char text[128];
     unsigned long long ran, delay;
-    if (text_of(f.schedstat, text, sizeof text) && sscanf(text, "%llu %llu", &ran, &delay) == 2) f.slow.delay = delay / 1000;
+    if (text_of(&f.schedstat, text, sizeof text) && sscanf(text, "%llu %llu", &ran, &delay) == 2) f.slow.delay = delay / 1000;
     f.switches = q->voluntary + q->involuntary;
 }
 
 static uint64_t rss_now(void) {
     char text[128];
     unsigned long long size, rss;
-    if (!text_of(f.statm, text, sizeof text) || sscanf(text, "%llu %llu", &size, &rss) != 2) return f.slow.rss;
+    if (!text_of(&f.statm, text, sizeof text) || sscanf(text, "%llu %llu", &size, &rss) != 2) return f.slow.rss;
     return rss * (uint64_t)sysconf(_SC_PAGESIZE);
 }
 
@@ -116,9 +119,9 @@ static void read_others(const struct quick *q) {
 
 static void read_throttled(uint64_t now) {
     char text[1024], *at;
-    if (f.throttle < 0 || now - f.slow.throttled_at < THROTTLED_EACH) return;
+    if (f.throttle.fd < 0 || now - f.slow.throttled_at < THROTTLED_EACH) return;
     f.slow.throttled_at = now;
-    if (text_of(f.throttle, text, sizeof text) && (at = strstr(text, f.throttle_key)))
+    if (text_of(&f.throttle, text, sizeof text) && (at = strstr(text, f.throttle_key)))
         f.slow.throttled = strtoull(at + strlen(f.throttle_key), NULL, 10) / f.throttle_unit;
 }
 
@@ -176,39 +179,45 @@ static void add_pauses(uint64_t *sum, const struct pauses *from, const struct pa
 }
 
 /* By how much what is read seldom has grown. */
-static void add_slow(uint64_t *sum, const struct slow *from) {
-    uint64_t others = since(f.slow.others, from->others);
+static void add_slow(uint64_t *sum, const struct slow *from, const struct slow *to) {
+    uint64_t others = since(to->others, from->others);
     if (others > 100000 && others > sum[CPU] / 64) {
         sum[PROCESS_CPU] = sum[CPU] + others;
         f.has_others = true;
     }
-    sum[RUN_DELAY] = since(f.slow.delay, from->delay);
-    sum[THROTTLED] = since(f.slow.throttled, from->throttled);
+    sum[RUN_DELAY] = since(to->delay, from->delay);
+    sum[THROTTLED] = since(to->throttled, from->throttled);
 }
 
-static void tell_short(struct writer *w) {
+static void tell_memory(struct writer *w, const struct slow *from, const struct slow *to, uint64_t peak, uint64_t peak_now, bool is_short) {
+    if (to->rss != from->rss) {
+        tell(w, RSS_BEFORE, is_short, from->rss);
+        tell(w, RSS_AFTER, is_short, to->rss);
+    }
+    if (peak_now > peak) tell(w, RSS_PEAK, is_short, peak_now);
+}
+
+/* Up to these readings. */
+static void tell_short(struct writer *w, const struct slow *to, uint64_t peak) {
+    add_slow(f.sum, &f.slow_told, to);
     tell(w, UNITS, true, f.units);
     tell_sums(w, f.sum, true);
+    tell_memory(w, &f.slow_told, to, f.peak_told, peak, true);
     memset(f.sum, 0, sizeof f.sum);
     f.units = 0;
 }
 
-static void tell_memory(struct writer *w, const struct slow *from, uint64_t peak, bool is_short) {
-    if (f.slow.rss != from->rss) {
-        tell(w, RSS_BEFORE, is_short, from->rss);
-        tell(w, RSS_AFTER, is_short, f.slow.rss);
-    }
-    if (f.end.peak > peak) tell(w, RSS_PEAK, is_short, f.end.peak);
-}
-
 /* ---- at a unit's begin and end: only while a trace is on ---- */
-static int open_high(const char *path) {
-    int fd = open(path, O_RDONLY | O_CLOEXEC), high = fd;
+static void source_open(struct source *s, const char *path) {
+    struct stat status;
+    int fd = s->fd < 0 ? open(path, O_RDONLY | O_CLOEXEC) : -1;
     if (fd >= 0 && fd < 3) { /* the program has closed its standard streams: they are not ours */
-        high = fcntl(fd, F_DUPFD_CLOEXEC, 3);
+        int high = fcntl(fd, F_DUPFD_CLOEXEC, 3);
         close(fd);
+        fd = high;
     }
-    return high;
+    if (fd < 0 || fstat(fd, &status) != 0) return;
+    *s = (struct source){fd, status.st_dev, status.st_ino};
 }
 
 static void begin_trace(struct writer *w, uint64_t now) {
@@ -218,8 +227,8 @@ static void begin_trace(struct writer *w, uint64_t now) {
     f.pauses = pauses;
     f.told = now;
     f.clock.at = 0;
-    if (f.schedstat < 0) f.schedstat = open_high("/proc/self/schedstat");
-    if (f.statm < 0) f.statm = open_high("/proc/self/statm");
+    source_open(&f.schedstat, "/proc/self/schedstat");
+    source_open(&f.statm, "/proc/self/statm");
 }
 
 void figures_begin(struct writer *w) {
@@ -230,30 +239,36 @@ void figures_begin(struct writer *w) {
     if (fresh || now - f.ended > AT_ONCE) read_quick(&f.begin, now);
     else f.begin = f.end;
     const struct quick *q = &f.begin;
-    if (fresh) read_slow(q, now), f.slow_told = f.slow;
+    if (fresh) read_slow(q, now);
     if (q->voluntary + q->involuntary != f.switches) read_delay(q);
     if (f.was_large || q->minor + q->major != f.faults) read_rss(q);
-    if (f.has_others) read_others(q);
+    if (f.has_others || now - f.ended >= SHORT) read_others(q); /* they may have computed meanwhile */
+    if (f.units == 0 && now - f.ended > AT_ONCE) f.slow_told = f.slow, f.peak_told = q->peak; /* what was while it waited is of none */
     f.slow_begin = f.slow;
     f.pauses_begin = pauses;
     f.began = now;
     f.open = true;
 }
 
+static void told_now(uint64_t now) {
+    f.told = now;
+    f.slow_told = f.slow;
+    f.peak_told = f.end.peak;
+}
+
 static void end_long(struct writer *w, uint64_t *own, uint64_t now) {
     struct pauses before = {f.pauses_begin.count - f.pauses.count, f.pauses_begin.ns - f.pauses.ns, f.pauses_begin.freed - f.pauses.freed};
-    if (f.units) tell_short(w);
+    if (f.units) tell_short(w, &f.slow_begin, f.begin.peak);
     read_slow(&f.end, now);
-    add_slow(own, &f.slow_begin);
+    add_slow(own, &f.slow_begin, &f.slow);
     tell_sums(w, own, false);
-    tell_memory(w, &f.slow_begin, f.begin.peak, false);
+    tell_memory(w, &f.slow_begin, &f.slow, f.begin.peak, f.end.peak, false);
     if (before.count) {
         tell(w, GC_PAUSES_BEFORE, false, before.count);
         tell(w, GC_TIME_BEFORE, false, before.ns / 1000);
         if (before.freed) tell(w, GC_FREED_BEFORE, false, before.freed);
     }
-    f.told = now;
-    f.slow_told = f.slow;
+    told_now(now);
     ticks_check(w, f.clock.cpu);
 }
 
@@ -263,11 +278,8 @@ static void end_short(struct writer *w, const uint64_t *own, uint64_t now) {
     f.units++;
     if (now - f.told < SHORT) return;
     read_slow(&f.end, now);
-    add_slow(f.sum, &f.slow_told);
-    tell_short(w);
-    tell_memory(w, &f.slow_told, f.begin.peak, true);
-    f.told = now;
-    f.slow_told = f.slow;
+    tell_short(w, &f.slow, f.end.peak);
+    told_now(now);
 }
 
 void figures_end(struct writer *w, uint64_t arguments, uint64_t result) {
@@ -287,7 +299,7 @@ void figures_end(struct writer *w, uint64_t arguments, uint64_t result) {
 }
 
 void figures_after_fork(void) {
-    f.schedstat = f.statm = f.throttle = -1; /* of the parent; not closed: the program may have taken the numbers over */
+    f.schedstat.fd = f.statm.fd = f.throttle.fd = -1; /* of the parent; not closed: the program may have taken the numbers over */
     f.trace = 0;
     f.open = f.has_others = false;
 }
@@ -315,7 +327,7 @@ static PyObject *figures_prepare(PyObject *m, PyObject *args) {
         return PyErr_Format(PyExc_ValueError, "there is no detail %d", detail);
     }
     f.detail = (unsigned)detail;
-    if (PyBytes_GET_SIZE(path) && f.throttle < 0) f.throttle = open_high(PyBytes_AS_STRING(path));
+    if (PyBytes_GET_SIZE(path)) source_open(&f.throttle, PyBytes_AS_STRING(path));
     Py_DECREF(path);
     snprintf(f.throttle_key, sizeof f.throttle_key, "%s", key);
     f.throttle_unit = unit ? unit : 1;

@@ -11,7 +11,9 @@
 #include "emit.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
+#include <unistd.h>
 
 /* What a thread has computed before it came in is not of the trace; but a main thread is always looked at. */
 void sampler_enter(struct writer *w) {
@@ -44,6 +46,32 @@ static bool is_in_call(const stack_t_ *s) {
     return item_called && name && name->len == sizeof loop - 1 && !memcmp(name->bytes, loop, name->len);
 }
 
+static PyObject *skipped; /* GIL: owned list of file names: what stands innermost there is ours, and not what computes */
+
+static stack_t_ *stack_of_caller(void) {
+    int skip = 0;
+    PyFrameObject *frame = PyThreadState_GetFrame(PyThreadState_Get());
+    for (bool is_ours = skipped != NULL; frame && is_ours;) {
+        PyCodeObject *code = PyFrame_GetCode(frame);
+        int found = PySequence_Contains(skipped, code->co_filename);
+        Py_DECREF(code);
+        if ((is_ours = found > 0)) {
+            PyFrameObject *back = PyFrame_GetBack(frame);
+            Py_SETREF(frame, back);
+            skip++;
+        } else if (found < 0) PyErr_Clear();
+    }
+    Py_XDECREF(frame);
+    return stack_here(skip);
+}
+
+static PyObject *sample_skip(PyObject *m, PyObject *file) {
+    (void)m;
+    if (!skipped && !(skipped = PyList_New(0))) return NULL;
+    if (PyList_Append(skipped, file) < 0) return NULL;
+    Py_RETURN_NONE;
+}
+
 void sampler_take(struct writer *w, stack_t_ *instead) {
     STORE(&ticks[w->tick].due, false);
     uint64_t period = LOAD(&w->head->cpu_period), now = ticks_cpu();
@@ -60,7 +88,7 @@ void sampler_take(struct writer *w, stack_t_ *instead) {
         struct refs r = {0};
         emit_begin();
         Py_XINCREF(instead);
-        r.stack = instead ? instead : stack_here(0);
+        r.stack = instead ? instead : stack_of_caller();
         if (r.stack && w->kind == KIND_WORKER && is_in_call(r.stack)) Py_SETREF(r.stack, (stack_t_ *)Py_NewRef(item_called));
         if (r.stack) emit_sample(w, (uint64_t)weight, &r);
         else PyErr_Clear(); /* no memory */
@@ -97,19 +125,35 @@ static long swap_wakeup(long fd) {
 }
 
 /* Python writes a byte to this descriptor for each signal: asyncio's signals would find it full after some seconds of
- * computing.  It can only be asked for by taking it away for a moment; this thread handles no signal meanwhile.  That Python
- * complains of a full one, as asyncio never wants, goes. */
+ * computing.  It can only be asked for by putting another in its place for a moment: what is written there meanwhile is
+ * passed on.  That Python complains of a full one, as asyncio never wants, goes.  A pipe that was kept might be closed by
+ * the program, and be a file of its own by now. */
 static bool has_wakeup(void) {
-    sigset_t all, before;
+    int ours[2];
+    if (pipe2(ours, O_CLOEXEC | O_NONBLOCK) != 0) return false; /* it cannot be asked */
     PyObject *type, *value, *traceback;
     PyErr_Fetch(&type, &value, &traceback);
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    long fd = swap_wakeup(-1);
-    if (fd >= 0) swap_wakeup(fd);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    long fd = swap_wakeup(ours[1]);
+    if (!PyErr_Occurred()) swap_wakeup(fd);
     PyErr_Restore(type, value, traceback);
+    uint8_t bytes[64];
+    ssize_t n = read(ours[0], bytes, sizeof bytes);
+    if (n > 0 && fd >= 0 && write((int)fd, bytes, (size_t)n) < 0) n = 0; /* full: it is awake */
+    close(ours[0]);
+    close(ours[1]);
     return fd >= 0;
+}
+
+/* Python calls ours, but the program has had another in the meantime: the C handler is Python's own now. */
+static bool is_back(int signum) {
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
+    PyObject *module = PyImport_ImportModule("signal"), *found = module ? PyObject_CallMethod(module, "getsignal", "i", signum) : NULL;
+    bool back = found && PyCFunction_Check(found) && PyCFunction_GetFunction(found) == (PyCFunction)(void (*)(void))sample_tick;
+    Py_XDECREF(found);
+    Py_XDECREF(module);
+    PyErr_Restore(type, value, traceback);
+    return back;
 }
 
 static PyObject *sample_misses(PyObject *m, PyObject *unused) {
@@ -121,7 +165,7 @@ static PyObject *sample_install(PyObject *m, PyObject *const *args, Py_ssize_t n
     (void)m;
     uint64_t signum, has_main;
     if (arg_count(n, 2, "sample_install") < 0 || arg_uint(args[0], &signum) < 0 || arg_uint(args[1], &has_main) < 0) return NULL;
-    ticks_wake = has_wakeup;
+    ticks_ask = (struct ticks_ask){has_wakeup, is_back};
     errno = ticks_install((int)signum, has_main != 0);
     if (errno) return PyErr_SetFromErrno(PyExc_OSError);
     Py_RETURN_NONE;
@@ -136,6 +180,20 @@ static int install_now(void *prepare) {
     struct writer *w = ready();
     if (w) ticks_arm(w);
     return 0;
+}
+
+static int look_again(void *unused) {
+    (void)unused;
+    struct writer *w = ready();
+    if (w && w->unsampled) ticks_again(w);
+    else if (w) ticks_check(w, ticks_cpu());
+    return 0;
+}
+
+static PyObject *sample_again(PyObject *m, PyObject *unused) {
+    (void)m, (void)unused;
+    (void)Py_AddPendingCall(look_again, NULL); /* its queue is full: next time */
+    Py_RETURN_NONE;
 }
 
 static PyObject *sample_later(PyObject *m, PyObject *prepare) {
@@ -155,7 +213,9 @@ static PyObject *sample_is_ours(PyObject *m, PyObject *arg) {
 PyMethodDef sampler_methods[] = {
     FAST("sample_tick", sample_tick, "sample_tick(signum, frame): the Python-level handler: takes the sample that is due."),
     FAST("sample_install", sample_install, "sample_install(signum, has_main): the C handler; has_main: Python calls sample_tick. OSError."),
+    {"sample_skip", sample_skip, METH_O, "sample_skip(file): what stands innermost in it is no sample's business."},
     {"sample_misses", sample_misses, METH_NOARGS, "sample_misses() -> int: MISS_..., why threads have no samples in the trace that is on."},
+    {"sample_again", sample_again, METH_NOARGS, "sample_again(): has the main thread see whether it still has samples, or could have some again."},
     {"sample_later", sample_later, METH_O, "sample_later(prepare): has the main thread call it, when it next looks for signals."},
     {"sample_is_ours", sample_is_ours, METH_O, "sample_is_ours(signum) -> bool: the C handler is the one of that signal."},
     {NULL, NULL, 0, NULL},

@@ -27,7 +27,7 @@ static struct {
     timer_t timer[TICKS]; /* under lock: of those that are used */
     bool made[TICKS];     /* under lock */
 } timers = {.lock = PTHREAD_MUTEX_INITIALIZER};
-bool (*ticks_wake)(void);
+struct ticks_ask ticks_ask;
 
 static void on_tick(int signum, siginfo_t *info, void *context) {
     (void)context;
@@ -74,21 +74,43 @@ static bool make_timer(struct writer *w) {
     return true;
 }
 
+int ticks_install(int signum, bool has_main) {
+    struct sigaction action = {.sa_sigaction = on_tick, .sa_flags = SA_SIGINFO | SA_RESTART | SA_ONSTACK};
+    sigemptyset(&action.sa_mask);
+    if (sigaction(signum, &action, NULL) != 0) return errno;
+    handler.signum = signum;
+    handler.has_main = has_main;
+    return 0;
+}
+
+bool ticks_are_ours(int signum) {
+    struct sigaction now;
+    return sigaction(signum, NULL, &now) == 0 && now.sa_sigaction == on_tick;
+}
+
 /* Why this thread may have no timer now; 0: nothing is against it. */
 static uint32_t obstacle(struct writer *w) {
     sigset_t blocked;
-    if (!handler.signum || !ticks_are_ours(handler.signum)) return MISS_HANDLED;
+    if (!handler.signum) return MISS_HANDLED;
+    if (!ticks_are_ours(handler.signum) && !(ticks_ask.is_back && ticks_ask.is_back(handler.signum) && ticks_install(handler.signum, handler.has_main) == 0))
+        return MISS_HANDLED;
     if (pthread_sigmask(SIG_BLOCK, NULL, &blocked) == 0 && sigismember(&blocked, handler.signum)) return MISS_BLOCKED;
     if (!w->tick && !make_timer(w)) return MISS_TIMERS;
-    if (LOAD(&ticks[w->tick].is_main) && ticks_wake && ticks_wake()) return MISS_WAKEUP;
+    if (LOAD(&ticks[w->tick].is_main) && ticks_ask.has_wakeup && ticks_ask.has_wakeup()) return MISS_WAKEUP;
     return 0;
+}
+
+#define AGAIN 100000000u /* ns until it is looked again whether what was against samples has gone */
+
+void ticks_again(struct writer *w) {
+    if (now_ns() - w->refused >= AGAIN) ticks_arm(w);
 }
 
 void ticks_set(struct writer *w) {
     uint64_t period = LOAD(&w->head->cpu_period);
     uint32_t why = period ? obstacle(w) : 0;
     w->unsampled = why != 0;
-    if (why) atomic_fetch_or(&w->head->unsampled, why);
+    if (why) w->refused = now_ns(), atomic_fetch_or(&w->head->unsampled, why);
     else if (period) set_timer(w, period);
 }
 
@@ -132,18 +154,4 @@ void ticks_after_fork(void) {
         STORE(&ticks[i].used, false);
         timers.made[i] = false;
     }
-}
-
-int ticks_install(int signum, bool has_main) {
-    struct sigaction action = {.sa_sigaction = on_tick, .sa_flags = SA_SIGINFO | SA_RESTART | SA_ONSTACK};
-    sigemptyset(&action.sa_mask);
-    if (sigaction(signum, &action, NULL) != 0) return errno;
-    handler.signum = signum;
-    handler.has_main = has_main;
-    return 0;
-}
-
-bool ticks_are_ours(int signum) {
-    struct sigaction now;
-    return sigaction(signum, NULL, &now) == 0 && now.sa_sigaction == on_tick;
 }

@@ -41,7 +41,8 @@ struct writer {               /* one per thread, that thread only (with the GIL)
     uint32_t tick;            /* its place in ticks, owned; 0: it has no timer */
     uint64_t cpu, dice;       /* CPU time of the thread at its last sample, ns; for the time of the next */
     int64_t cpu_left;         /* ns that the samples up to now are too light by */
-    bool unsampled;           /* something is against samples, for now */
+    bool unsampled;           /* something is against samples, for now, */
+    uint64_t refused;         /* as was found then, ns */
 };
 
 /* ticks.c: a thread's timer.  A signal's handler looks here: so it is never freed. */
@@ -53,7 +54,12 @@ extern struct tick {
 } ticks[TICKS];
 void ticks_arm(struct writer *w);  /* a trace is on, and this thread writes its first event there */
 void ticks_set(struct writer *w);  /* for the next sample, unless something is against it */
-extern bool (*ticks_wake)(void);   /* sampler.c: a signal of ours would wake somebody of the program's; NULL: it does not ask */
+void ticks_again(struct writer *w); /* something was against it: has it gone? */
+/* sampler.c: what Python knows.  NULL: it is not asked. */
+extern struct ticks_ask {
+    bool (*has_wakeup)(void);     /* a signal of ours would wake somebody of the program's */
+    bool (*is_back)(int signum);  /* the program has put our handler back */
+} ticks_ask;
 void ticks_check(struct writer *w, uint64_t cpu); /* whether its signals still come; now, in ns of this thread's CPU time */
 void ticks_drop(struct writer *w); /* the thread ends */
 void ticks_disarm(void);           /* the trace is over: those of all threads of this process */
