@@ -342,6 +342,20 @@ def add_good_unusual_states() -> None:
             *generation(batch(100, 4000, *parent(), CREATE), gen=4, time=4000),
         ],
     )
+    scenario(
+        "status-behind-a-later-event",
+        "a status that comes, by its time, before what waits for it, but stands behind an event of its M that is later",
+        [
+            *one(batch(100, 1000, *parent(), CREATE)),
+            *generation(
+                batch(100, 2000, *parent(), "HeapAlloc dt=50 bytes=5"),
+                batch(100, 2000, "GoStatusStack dt=3 g=2 m=-1 gstatus=1 stack=1"),
+                batch(200, 2010, *worker(), START),
+                gen=2,
+                time=2000,
+            ),
+        ],
+    )
 
 
 def broken(name: str, guards: str, says: str, lines: Lines, header: str = "1.26") -> None:

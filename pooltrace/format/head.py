@@ -93,7 +93,7 @@ def _text(event: Event) -> bytes:
 
 class _Said:
     """What a generation says itself: when it tells a G's status and when something first happens to one (ns: readers
-    order by these), which Gs, Ps and Ms it names."""
+    order by these; an event comes no sooner than those before it of its M), which Gs, Ps and Ms it names."""
 
     def __init__(self, generation: Generation) -> None:
         self.statuses: dict[int, int] = {}
@@ -102,22 +102,26 @@ class _Said:
         self.ps: set[int] = set()
         self.ms: set[int] = set(generation.batches)
         for batches in generation.batches.values():
+            latest = 0
             for batch in batches:
-                self._note(batch, generation)
+                latest = self._note(batch, generation, latest)
 
-    def _note(self, batch: Batch, generation: Generation) -> None:
+    def _note(self, batch: Batch, generation: Generation, latest: int) -> int:
+        """Notes the events of a batch, and returns the latest time of its M so far, given that of the batches before."""
         time = generation.to_ns(batch.time)
         for event in read_events(batch, generation.header):
             name, args = event.spec.name, event.args
             time += generation.to_ns(args[0]) if event.spec.timed else 0
+            latest = max(latest, time)
             if name in ("GoStatus", "GoStatusStack"):
-                self.statuses[args[1]] = time
+                self.statuses[args[1]] = latest
             elif name in ("GoStart", "GoUnblock", "GoSwitch", "GoSwitchDestroy"):
                 self.acts[args[1]] = min(time, self.acts.get(args[1], time))
             elif name.startswith("GoCreate"):
                 self.created.add(args[1])
             elif name.startswith("Proc") and len(args) > 1:
                 self.ps.add(args[1])
+        return latest
 
     def is_late(self, g: int) -> bool:
         """Its status comes no sooner than what happens to it: that waits for it, if nobody has told it before."""
