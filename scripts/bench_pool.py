@@ -234,8 +234,8 @@ def tracing(quick: bool) -> Iterable[Race]:
 
 
 def inside(quick: bool) -> Iterable[Race]:
-    """What looking into units costs: a trace with CPU samples / without; and, per no-op unit, with figures less
-    without."""
+    """What looking into units costs: how long a loop in Python takes in a worker with CPU samples / without; and, per
+    no-op unit, with figures less without."""
     import pooltrace
 
     rounds = 5 if quick else 25
@@ -245,27 +245,34 @@ def inside(quick: bool) -> Iterable[Race]:
         pooltrace.StdPool(2, detail="none") as bare,
     ):
 
-        def turn(pool: Any, rate: int, function: Callable[[Any], object], count: int) -> float:
-            with pooltrace.trace(Path(directory) / "a.trace", cpu_rate=rate):
-                return seconds(lambda pool: pool.map(function, range(count), chunksize=1), pool)
+        def turn(pool: Any, count: int) -> float:
+            with pooltrace.trace(Path(directory) / "a.trace", cpu_rate=0):
+                return seconds(lambda pool: pool.map(noop, range(count), chunksize=1), pool)
 
-        ratios, differences = [], []
-        for number in range(rounds):
-            order = (0, 100) if number % 2 else (100, 0)
-            both = {rate: turn(pool, rate, count_up, 40) for rate in order}
+        def loop(rate: int) -> float:
+            with pooltrace.trace(Path(directory) / "a.trace", cpu_rate=rate):
+                return float(bare.apply(count_up, (5_000_000,)))
+
+        loop(0)
+        ratios = []
+        for number in range(4 * rounds):
+            both = {rate: loop(rate) for rate in ((0, 100) if number % 2 else (100, 0))}
             ratios.append(both[100] / both[0])
-        count = 20_000
+        differences, count = [], 20_000
         for number in range(rounds):
             pools = [("none", bare), ("unit", pool)][:: 1 if number % 2 else -1]
-            took = {detail: turn(pool, 0, noop, count) for detail, pool in pools}
+            took = {detail: turn(pool, count) for detail, pool in pools}
             differences.append((took["unit"] - took["none"]) / count * 1e6)
-        yield Race("CPU samples on / off, units in Python", 1.01, ratios)
+        yield Race("CPU samples on / off, a loop in Python", 1.01, ratios)
         yield Race("figures of a no-op unit, less without", 0.8, differences, "us")
 
 
-def count_up(_: object) -> None:
-    for _ in range(200_000):
+def count_up(times: int) -> float:
+    """Seconds that it took."""
+    begin = time.perf_counter()
+    for _ in range(times):
         pass
+    return time.perf_counter() - begin
 
 
 def held(quick: bool) -> Iterable[Race]:

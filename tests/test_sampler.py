@@ -377,13 +377,14 @@ def wakeups(seconds: float) -> bytes:
 def test_a_wakeup_descriptor_is_left_to_the_program(
     tmp_path: Path, judge: Judge, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """asyncio's, for its signals: after some seconds of ours it would be full.  One of ours may be under way."""
+    """asyncio's, for its signals: after some seconds of ours it would be full.  Every eighth one looks for it."""
     path = tmp_path / "t.trace"
     before = signal.signal(signal.SIGUSR1, lambda *_: None)
     try:
         with pooltrace.trace(path), pooltrace.StdPool(1) as pool:
-            for got in (wakeups(0.2), pool.apply(wakeups, (0.2,))):
-                assert got in (bytes([signal.SIGUSR1]), bytes([sampler.SIGNAL, signal.SIGUSR1]))
+            for got in (wakeups(0.3), pool.apply(wakeups, (0.3,))):
+                assert got.count(sampler.SIGNAL) <= 9
+                assert got.replace(bytes([sampler.SIGNAL]), b"") == bytes([signal.SIGUSR1])
             took = pool.apply(hot, (0.2,))  # and then there are samples again
     finally:
         signal.signal(signal.SIGUSR1, before)

@@ -107,7 +107,7 @@ class _Said:
                 latest = self._note(batch, generation, latest)
 
     def _note(self, batch: Batch, generation: Generation, latest: int) -> int:
-        """Notes the events of a batch, and returns the latest time of its M so far, given that of the batches before."""
+        """Notes the events of a batch; the latest time of its M up to its end, given that of the batches before."""
         time = generation.to_ns(batch.time)
         for event in read_events(batch, generation.header):
             name, args = event.spec.name, event.args

@@ -44,6 +44,7 @@ from pooltrace.tracer import arena, emit
 RUN, CLOSE, TERMINATE = "RUN", "CLOSE", "TERMINATE"
 PARTING = 0.1  # seconds for workers with nothing to do to leave by themselves, before SIGTERM
 PAUSE = 0.5  # seconds before a slot is filled again when starts keep failing
+_STACK = emit.frame("pooltrace.pool.engine", __file__, 0)  # of the dispatcher's phases, which are many
 
 
 class Engine:
@@ -198,7 +199,7 @@ class Engine:
             if timeout == 0 or not emit.enabled():
                 return self._selector.select(timeout)
             emit.enter()
-            ticket = emit.go_block("waiting for workers", None)
+            ticket = emit.go_block("waiting for workers", _STACK)
             try:
                 return self._selector.select(timeout)
             finally:
@@ -226,7 +227,7 @@ class Engine:
         dead: list[Slot] = []
         woken = False
         if traced:
-            emit.region_begin(emit.PHASE, 0, "receive", None)
+            emit.region_begin(emit.PHASE, 0, "receive", _STACK)
         for key, mask in events:
             if key.data is None:
                 self._waker.drain()
@@ -286,7 +287,7 @@ class Engine:
             return
         jobs: dict[Job, list[tuple[int, Outcome]]] = {}
         if traced:
-            emit.region_begin(emit.PHASE, 0, "unpickle", None)
+            emit.region_begin(emit.PHASE, 0, "unpickle", _STACK)
         family = self.serializer.family
         for answer in answers:
             kind, _, unit, _, _, _, outcome = answer
@@ -321,12 +322,12 @@ class Engine:
     def _assign(self, traced: bool) -> None:
         pickling = traced and bool(self._backlog)
         if pickling:
-            emit.region_begin(emit.PHASE, 0, "pickle", None)
+            emit.region_begin(emit.PHASE, 0, "pickle", _STACK)
         touched = self._backlog.assign(self._slots)
         if pickling:
             emit.region_end()
         if traced and touched:
-            emit.region_begin(emit.PHASE, 0, "write", None)
+            emit.region_begin(emit.PHASE, 0, "write", _STACK)
         for slot in touched:
             self._flush(slot)
         if self.calls:

@@ -258,9 +258,12 @@ class _Worker:
             self._here.task = function.task
         emit.unit_begin(unit, generation, function.stack if function else None)
         flags, payload, buffers = self._answer(frame, function)
-        emit.region_begin(emit.PHASE, 0, "send", _STACK)
-        self._end.answer(flags, payload, buffers)
-        emit.region_end()
+        if buffers or len(payload) > _channel.RESULT_MOST:
+            emit.region_begin(emit.PHASE, 0, "send", _STACK)
+            self._end.answer(flags, payload, buffers)
+            emit.region_end()
+        else:
+            self._end.answer(flags, payload, buffers)  # in less time than a phase takes to tell of
         if self._large is not None:
             self._tell_parts(self._large)
             self._large = None

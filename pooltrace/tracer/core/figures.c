@@ -6,7 +6,7 @@
  *   others        the run queue, memory, other threads, the cgroup: at the end of a unit of at least SHORT; at a begin those
  *                 that may have changed since: the run queue only with a switch, memory with a fault or after something
  *                 large.  So what a unit of SHORT or more is told to have cost is its own
- *   shorter units share theirs: told once a SHORT, with how many units they are of ("short units")
+ *   shorter units share theirs: told once in EACH, with how many units they are of ("short units")
  *
  * What the collector did between two units is told with the later one, by keys of its own.
  */
@@ -21,6 +21,7 @@
 #include <unistd.h>
 
 #define SHORT 1000000 /* ns */
+#define EACH 10000000 /* ns for which short units are told of together */
 #define LARGE 65536   /* bytes of arguments and result after which memory may have been given back */
 #define AT_ONCE 5000u /* ns from one unit to the next in which nothing was waited for */
 #define THROTTLED_EACH 10000000u /* ns between looks at the cgroup, whose file is slow */
@@ -68,15 +69,20 @@ static uint64_t read_clock(uint64_t switches) {
     return f.clock.cpu;
 }
 
+/* It has computed all the time, if it was not switched. */
+static uint64_t cpu_at(const struct quick *q, uint64_t now) {
+    int64_t past = (int64_t)(now - f.clock.at);
+    uint64_t switches = q->voluntary + q->involuntary;
+    return switches == f.clock.switches && past < SHORT ? f.clock.cpu + (uint64_t)past : read_clock(switches);
+}
+
 static void read_quick(struct quick *q, uint64_t now) {
     struct rusage u;
     if (getrusage(RUSAGE_THREAD, &u) != 0) return;
     *q = (struct quick){.voluntary = (uint64_t)u.ru_nvcsw, .involuntary = (uint64_t)u.ru_nivcsw, .minor = (uint64_t)u.ru_minflt,
                         .major = (uint64_t)u.ru_majflt, .read = (uint64_t)u.ru_inblock, .written = (uint64_t)u.ru_oublock,
                         .peak = (uint64_t)u.ru_maxrss * 1024};
-    int64_t past = (int64_t)(now - f.clock.at);
-    uint64_t switches = q->voluntary + q->involuntary;
-    q->cpu = switches == f.clock.switches && past < SHORT ? f.clock.cpu + (uint64_t)past : read_clock(switches);
+    q->cpu = cpu_at(q, now);
 }
 
 /* The file's text, or false.  The program may have closed the descriptor, even opened another file in its place. */
@@ -89,18 +95,27 @@ static bool text_of(const struct source *s, char *text, size_t size) {
     return true;
 }
 
+/* The second number of a text. */
+static bool second_of(const char *text, uint64_t *out) {
+    char *end;
+    const char *at = strchr(text, ' ');
+    if (!at) return false;
+    *out = strtoull(at + 1, &end, 10);
+    return end != at + 1;
+}
+
 static void read_delay(const struct quick *q) {
     char text[128];
-    unsigned long long ran, delay;
-    if (text_of(&f.schedstat, text, sizeof text) && sscanf(text, "%llu %llu", &ran, &delay) == 2) f.slow.delay = delay / 1000;
+    uint64_t ns;
+    if (text_of(&f.schedstat, text, sizeof text) && second_of(text, &ns)) f.slow.delay = ns / 1000;
     f.switches = q->voluntary + q->involuntary;
 }
 
 static uint64_t rss_now(void) {
     char text[128];
-    unsigned long long size, rss;
-    if (!text_of(&f.statm, text, sizeof text) || sscanf(text, "%llu %llu", &size, &rss) != 2) return f.slow.rss;
-    return rss * (uint64_t)sysconf(_SC_PAGESIZE);
+    uint64_t pages;
+    if (!text_of(&f.statm, text, sizeof text) || !second_of(text, &pages)) return f.slow.rss;
+    return pages * (uint64_t)sysconf(_SC_PAGESIZE);
 }
 
 static void read_rss(const struct quick *q) {
@@ -237,13 +252,17 @@ void figures_begin(struct writer *w) {
     bool fresh = f.trace != LOAD(&w->head->first_gen);
     if (fresh) begin_trace(w, now);
     if (fresh || now - f.ended > AT_ONCE) read_quick(&f.begin, now);
-    else f.begin = f.end;
+    else f.begin = f.end, f.begin.cpu = cpu_at(&f.end, now);
     const struct quick *q = &f.begin;
     if (fresh) read_slow(q, now);
     if (q->voluntary + q->involuntary != f.switches) read_delay(q);
     if (f.was_large || q->minor + q->major != f.faults) read_rss(q);
     if (f.has_others || now - f.ended >= SHORT) read_others(q); /* they may have computed meanwhile */
-    if (f.units == 0 && now - f.ended > AT_ONCE) f.slow_told = f.slow, f.peak_told = q->peak; /* what was while it waited is of none */
+    if (f.units && now - f.ended >= SHORT) { /* of those before it waited; their part of what is read seldom is not known */
+        tell_short(w, &f.slow_told, f.end.peak);
+        f.told = now;
+    }
+    if (f.units == 0 && now - f.ended > AT_ONCE) f.slow_told = f.slow, f.peak_told = q->peak; /* what was meanwhile is of none */
     f.slow_begin = f.slow;
     f.pauses_begin = pauses;
     f.began = now;
@@ -276,7 +295,7 @@ static void end_short(struct writer *w, const uint64_t *own, uint64_t now) {
     for (enum figure i = 0; i < SUMS; i++) f.sum[i] += own[i];
     add_pauses(f.sum, &f.pauses, &f.pauses_begin); /* before it */
     f.units++;
-    if (now - f.told < SHORT) return;
+    if (now - f.told < EACH) return;
     read_slow(&f.end, now);
     tell_short(w, &f.slow, f.end.peak);
     told_now(now);
@@ -285,7 +304,7 @@ static void end_short(struct writer *w, const uint64_t *own, uint64_t now) {
 void figures_end(struct writer *w, uint64_t arguments, uint64_t result) {
     if (!f.open || f.trace != LOAD(&w->head->first_gen)) return; /* its begin was not in this trace */
     f.open = false;
-    uint64_t now = w->last_time, own[SUMS] = {[ARGUMENTS] = arguments, [RESULT] = result};
+    uint64_t now = now_ns(), own[SUMS] = {[ARGUMENTS] = arguments, [RESULT] = result};
     read_quick(&f.end, now);
     add_quick(own, &f.begin, &f.end);
     struct pauses to = pauses;
@@ -295,7 +314,7 @@ void figures_end(struct writer *w, uint64_t arguments, uint64_t result) {
     else end_short(w, own, now);
     f.was_large |= is_long || arguments + result >= LARGE;
     f.pauses = to;
-    f.ended = w->last_time;
+    f.ended = is_long || f.units == 0 ? now_ns() : now; /* to tell takes its time */
 }
 
 void figures_after_fork(void) {

@@ -88,6 +88,8 @@ bool ticks_are_ours(int signum) {
     return sigaction(signum, NULL, &now) == 0 && now.sa_sigaction == on_tick;
 }
 
+#define ASK_EACH 8 /* samples: a wakeup descriptor holds some hundreds of bytes, and to ask takes longer than all the rest */
+
 /* Why this thread may have no timer now; 0: nothing is against it. */
 static uint32_t obstacle(struct writer *w) {
     sigset_t blocked;
@@ -96,7 +98,8 @@ static uint32_t obstacle(struct writer *w) {
         return MISS_HANDLED;
     if (pthread_sigmask(SIG_BLOCK, NULL, &blocked) == 0 && sigismember(&blocked, handler.signum)) return MISS_BLOCKED;
     if (!w->tick && !make_timer(w)) return MISS_TIMERS;
-    if (LOAD(&ticks[w->tick].is_main) && ticks_ask.has_wakeup && ticks_ask.has_wakeup()) return MISS_WAKEUP;
+    bool asks = w->asked++ % ASK_EACH == 0 || w->unsampled;
+    if (asks && LOAD(&ticks[w->tick].is_main) && ticks_ask.has_wakeup && ticks_ask.has_wakeup()) return MISS_WAKEUP;
     return 0;
 }
 
@@ -125,6 +128,7 @@ void ticks_arm(struct writer *w) {
     w->cpu = ticks_cpu();
     w->cpu_left = 0;
     w->unsampled = false;
+    w->asked = 0;
     if (syscall(SYS_gettid) == getpid() && handler.signum && !handler.has_main) return; /* Python is not told yet */
     ticks_set(w);
 }

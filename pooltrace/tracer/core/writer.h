@@ -43,6 +43,7 @@ struct writer {               /* one per thread, that thread only (with the GIL)
     int64_t cpu_left;         /* ns that the samples up to now are too light by */
     bool unsampled;           /* something is against samples, for now, */
     uint64_t refused;         /* as was found then, ns */
+    uint32_t asked;           /* how often that was looked for */
 };
 
 /* ticks.c: a thread's timer.  A signal's handler looks here: so it is never freed. */
