@@ -226,7 +226,7 @@ def test_short_units_share_their_figures(tmp_path: Path, judge: Judge) -> None:
     assert 2 < len(shared) < 20_000 / 4
     assert all(unit["wall us"] >= 900 for unit in units if "cpu us" in unit)
     count = sum(unit["short units"] for unit in shared)
-    assert sum(unit["short units: argument bytes"] for unit in shared) >= (count - 1) * 5
+    assert sum(unit.get("short units: argument bytes", 0) for unit in shared) >= (count - 1) * 5
 
 
 def burn_first(seconds: float) -> float:
