@@ -19,6 +19,7 @@ def extension(name: str, directory: str) -> Extension:
             "-O2",
             "-pthread",
             "-fvisibility=hidden",
+            "-Werror=implicit-function-declaration",  # what one Python declares, another may not
             *os.environ.get("POOLTRACE_CFLAGS", "").split(),
         ],
         extra_link_args=["-pthread", "-lrt", *os.environ.get("POOLTRACE_LDFLAGS", "").split()],

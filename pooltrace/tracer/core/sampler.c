@@ -11,6 +11,7 @@
 #include "emit.h"
 
 #include <errno.h>
+#include <frameobject.h>
 #include <fcntl.h>
 #include <signal.h>
 #include <unistd.h>
