@@ -1162,6 +1162,7 @@ def test_a_signal_while_a_large_unit_is_sent_is_handled_at_once(
     unit = Sent()
 
     def read() -> None:
+        channel.worker.wait()  # until the first of it is here: a signal before that would keep it from being sent
         interrupt(handled)
         while not channel.worker.take():
             channel.worker.wait()

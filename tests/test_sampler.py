@@ -395,6 +395,26 @@ def test_a_wakeup_descriptor_is_left_to_the_program(
     ]
 
 
+def closed_wakeup(seconds: float) -> tuple[int, int]:
+    """The descriptor that signals wake, once the program has closed it without saying so; and the one that they do."""
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    number = theirs.fileno()
+    signal.set_wakeup_fd(number)
+    ours.close()
+    theirs.close()
+    burn(seconds)
+    return number, signal.set_wakeup_fd(-1)
+
+
+def test_a_wakeup_descriptor_that_is_closed_is_nobody_s(tmp_path: Path, judge: Judge) -> None:
+    path = tmp_path / "t.trace"
+    with pooltrace.trace(path), pooltrace.StdPool(1) as pool:
+        number, found = pool.apply(closed_wakeup, (0.3,))
+    assert found in (-1, number)
+    judge(path)
+
+
 LOOP = """\
 import asyncio, signal, time
 import pooltrace

@@ -136,6 +136,10 @@ static bool has_wakeup(void) {
     PyErr_Fetch(&type, &value, &traceback);
     long fd = swap_wakeup(ours[1]);
     if (!PyErr_Occurred()) swap_wakeup(fd);
+    if (PyErr_Occurred()) { /* it is closed: what Python has then must not be ours, which will be another file's number */
+        PyErr_Clear();
+        swap_wakeup(-1);
+    }
     PyErr_Restore(type, value, traceback);
     uint8_t bytes[64];
     ssize_t n = read(ours[0], bytes, sizeof bytes);
