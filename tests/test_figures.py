@@ -22,7 +22,8 @@ from pooltrace.tracer import machine, session
 
 Judge = Callable[[str | os.PathLike[str]], order.Summary]
 MIB = 1 << 20
-SLACK = 10_000  # us of CPU: what a unit takes before its function and after it, under a sanitizer as well
+SLACK = 10_000 if os.environ.get("POOLTRACE_SANITIZER") else 2000
+"""us: what a unit's reading may miss of it, before its function and after it, on a busy machine."""
 
 
 def reading() -> dict[str, int]:
